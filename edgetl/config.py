@@ -1,0 +1,184 @@
+"""Frozen dataclasses as the one form of every setting: command line, JSON and Python call alike.
+
+Nothing in here knows about images or models.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from edgetl.errors import ConfigError, EdgetlError
+
+C = TypeVar("C")
+R = TypeVar("R")
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def to_json(value: Any) -> str:
+    """Turn a dataclass into indented JSON, ending with a newline."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(type(value)).dump_json(value, indent=2).decode() + "\n"
+
+
+def from_json(kind: type[C], text: str | bytes, *, source: str = "JSON") -> C:
+    """Build a dataclass from JSON, checking every field.
+
+    Args:
+        kind: the dataclass.
+        text: JSON.
+        source: where the text comes from, for the message.
+
+    Raises:
+        ConfigError: the text is not JSON, or a field is missing, unknown or of another type.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+
+    checked = with_config(ConfigDict(extra="forbid"))(kind) if dataclasses.is_dataclass(kind) else kind
+    try:
+        return TypeAdapter(checked).validate_json(text)  # type: ignore[no-any-return]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "top level"
+        raise ConfigError(f"{source}: {where}: {first['msg']}") from error
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """Name the fields in which two dataclasses of one type differ, as `field: old -> new`."""
+    return [
+        f"{field.name}: {getattr(old, field.name)} -> {getattr(new, field.name)}"
+        for field in dataclasses.fields(old)
+        if getattr(old, field.name) != getattr(new, field.name)
+    ]
+
+
+def command(
+    main: Callable[[C], R],
+    config: type[C],
+    *,
+    prog: str,
+    show: Callable[[R], str] = str,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run `main` as a command: parse, execute, print the result or one line of error.
+
+    The command line is parsed before anything heavy is imported, so `--help` and a usage error are instant.
+
+    Args:
+        main: takes the config, returns a typed result.
+        config: the dataclass whose fields are the options.
+        prog: the command's name in help and messages.
+        show: result -> text for standard output.
+        argv: arguments; default is the process's own.
+
+    Returns:
+        Exit status: 0, 2 for an error of the user's or the data's, 130 for Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    common, rest = _common_options().parse_known_args(arguments)
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        settings = parse(config, rest, prog=prog)
+        _start_log(quiet=common.quiet)
+        result = main(settings)
+    except EdgetlError as error:
+        return _fail(f"{prog}: {error}", error, common.debug, USAGE_ERROR)
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return _fail(f"{prog}: {what}. {_os_advice(error)}", error, common.debug, USAGE_ERROR)
+    except KeyboardInterrupt as error:
+        line = f"{prog}: interrupted. Run the same command again to resume."
+        return _fail(line, error, common.debug, INTERRUPTED)
+    text = show(result)
+    if text:
+        print(text)
+    return 0
+
+
+def parse(config: type[C], argv: Sequence[str], *, prog: str) -> C:
+    """Parse options into a dataclass.
+
+    Raises:
+        ConfigError: a usage error, as one line.
+        SystemExit: after `--help`.
+    """
+    import tyro
+
+    captured = io.StringIO()
+    note = "\n\nAlso: --quiet (no progress, no log), --debug (traceback on errors)."
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(config, args=list(argv), prog=prog, description=(config.__doc__ or "") + note)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        message = f"{_one_line(captured.getvalue())}. {_nearest_options(config, argv)}See {prog} --help"
+        raise ConfigError(message) from None
+
+
+def _common_options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--debug", action="store_true")
+    return parser
+
+
+def _start_log(*, quiet: bool) -> None:
+    import logging
+
+    from edgetl.console import log_to_stderr
+
+    log_to_stderr(logging.WARNING if quiet else logging.INFO)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(line: str, error: BaseException, debug: bool, status: int) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    print(" ".join(line.split()), file=sys.stderr)
+    return status
+
+
+def _os_advice(error: OSError) -> str:
+    import errno
+
+    return {
+        errno.ENOSPC: "Free some disk space and run the same command again; what was finished is kept",
+        errno.EDQUOT: "Free some of your quota and run the same command again; what was finished is kept",
+        errno.EACCES: "Choose a place that you may write to, or change its permissions",
+        errno.EPERM: "Choose a place that you may write to, or change its permissions",
+        errno.EROFS: "The file system is read-only; choose another place",
+        errno.ENOENT: "Check the path",
+    }.get(error.errno or 0, "--debug shows where")
+
+
+def _one_line(box: str) -> str:
+    """The messages of tyro's error boxes without frames and without the help text that they repeat."""
+    sections = re.split(r"\n[^\n]*─{5,}[^\n]*", "\n" + re.sub(r"\x1b\[[0-9;]*m", "", box))
+    texts = (" ".join(part.replace("│", " ").split()) for part in sections)
+    keep = [t for t in texts if t and not t.startswith(("For full helptext", "Argument helptext"))]
+    return "; ".join(text.rstrip(".:") for text in keep) or "cannot parse the command line"
+
+
+def _nearest_options(config: type, argv: Sequence[str]) -> str:
+    names = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(config)]
+    given = [word.split("=")[0] for word in argv if word.startswith("--")]
+    unknown = [name for name in given if name.replace("_", "-") not in names]
+    near = [match for name in unknown for match in difflib.get_close_matches(name, names, n=1)]
+    return f"Did you mean {', '.join(near)}? " if near else ""
+

@@ -1,0 +1,125 @@
+"""The process a command runs in: its log, its progress bars, and silence where libraries chatter.
+
+Lines go to the logger `edgetl` on standard error; progress bars appear only where that logger speaks. A
+notebook is silent until `logging.getLogger("edgetl").setLevel("INFO")`; `--quiet` on a command is the opposite.
+"""
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+log = logging.getLogger("edgetl")
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Show edgetl's own lines on standard error, without prefix."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers = [handler]
+    log.setLevel(level)
+    log.propagate = False
+
+
+class _RateColumn(ProgressColumn):
+    """Items per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f}/s", style="progress.data.speed")
+
+
+class Bar:
+    """One progress bar: `advance(n)` as work gets done."""
+
+    def __init__(self, progress: Progress, total: int | None, label: str) -> None:
+        """Attach a task of `total` items (None: unknown) to a running display."""
+        self._progress = progress
+        self._task = progress.add_task(label, total=total)
+
+    def advance(self, n: int = 1) -> None:
+        """Count `n` more items as done."""
+        self._progress.advance(self._task, n)
+
+
+@contextmanager
+def progress(label: str, total: int | None = None) -> Iterator[Bar]:
+    """Show one progress bar with rate and time left while the block runs.
+
+    Args:
+        label: what is being done, a few words.
+        total: number of items, or None for work of unknown length (a spinner with the elapsed time).
+
+    Yields:
+        The bar. On a stream that is not a terminal one line is logged at the end instead.
+    """
+    columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}")]
+    if total is not None:
+        columns += [BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn()]
+    columns.append(TimeElapsedColumn())
+    console = Console(stderr=True)
+    speaks = log.isEnabledFor(logging.INFO)
+    display = Progress(*columns, console=console, disable=not (speaks and console.is_terminal))
+    with display:
+        bar = Bar(display, total, label)
+        yield bar
+    if speaks and not console.is_terminal:
+        task = display.tasks[0]
+        count = "" if total is None else f" {task.completed:.0f}/{total}"
+        log.info("%s%s (%.1f s)", label, count, task.elapsed or 0.0)
+
+
+def quiet_tensorflow() -> None:
+    """Keep TensorFlow's start-up lines off the terminal. Call before its first import; harmless after."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    if "tensorflow" not in sys.modules:
+        with swallowed_output():
+            import tensorflow  # noqa: F401
+
+
+@contextmanager
+def swallowed_output() -> Iterator[None]:
+    """Divert file descriptors 1 and 2, where C++ code of converters writes past Python, while the block runs.
+
+    When the block raises, the last lines that it wrote are attached to the exception as a note.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        except Exception as error:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            sink.seek(0)
+            tail = sink.read().decode(errors="replace").splitlines()[-20:]
+            error.add_note("\n".join(["last output:", *tail]))
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for descriptor, target in zip(saved, (1, 2), strict=True):
+                os.dup2(descriptor, target)
+                os.close(descriptor)

@@ -1,0 +1,46 @@
+"""What a model takes: the one contract between training and device.
+
+Every model of edgetl takes raw RGB pixels, 0..255, in NHWC order. An input spec says how a photo of any
+size becomes such a tensor. It is stored in the run, beside each artifact, and read from there by
+whatever prepares pixels; nobody else decides on a size or a resize rule.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgetl.errors import ConfigError
+
+ResizeRule = Literal["stretch", "crop", "pad"]
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """An RGB photo, uint8 [height, width, 3], values 0..255.
+
+    Raises:
+        ConfigError: a side is not positive.
+    """
+
+    height: int
+    """Rows, pixels."""
+    width: int
+    """Columns, pixels."""
+    resize: ResizeRule = "stretch"
+    """`stretch` ignores the aspect ratio (what phone and browser libraries do); `crop` fills the frame and
+    cuts the longer side around the centre; `pad` fits the whole photo in and fills up with black."""
+    kind: Literal["image"] = "image"
+    """Tells the members of the family apart in JSON."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty frame."""
+        if self.height < 1 or self.width < 1:
+            raise ConfigError(f"image size {self.height}x{self.width}: both sides must be at least 1 pixel")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one example: (height, width, 3)."""
+        return (self.height, self.width, 3)
+
+
+InputSpec = ImageInput
+"""Later a union: audio, text, video."""

@@ -1,0 +1,1 @@
+"""A run becomes edge artifacts, and evidence that they work."""

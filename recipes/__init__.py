@@ -1,0 +1,1 @@
+"""Experiments, one per file: a Config and main(). Read them top to bottom."""
