@@ -1,0 +1,30 @@
+"""Where labelled examples come from, how they are divided, and how their bytes become pixels.
+
+Everything here works without TensorFlow; importing it costs numpy and Pillow.
+"""
+
+from edgetl.data.examples import Example, Examples, SplitName
+from edgetl.data.images import Pixels, read_image
+from edgetl.data.pipeline import Batch, Unreadable, check_unreadable, decoded, load_pixels
+from edgetl.data.sources import NAMED, load
+from edgetl.data.splits import Splits, read_csv, split, stratified_subset, write_csv
+
+__all__ = [
+    "NAMED",
+    "Batch",
+    "Example",
+    "Examples",
+    "Pixels",
+    "SplitName",
+    "Splits",
+    "Unreadable",
+    "check_unreadable",
+    "decoded",
+    "load",
+    "load_pixels",
+    "read_csv",
+    "read_image",
+    "split",
+    "stratified_subset",
+    "write_csv",
+]

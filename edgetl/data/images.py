@@ -1,0 +1,172 @@
+"""Bytes of a photo -> pixels, by one rule for training, evaluation and devices.
+
+Pillow decodes and resizes everywhere, so that a device with the same Pillow sees the very pixels that the
+model was trained on. What is done to a photo, in order:
+
+1. decode the first frame; a large JPEG straight at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled inverse DCT);
+2. to 8 bits: 16-bit grey is divided by 257, transparency is laid on white, CMYK by its plain formula (no ICC);
+3. resize with a triangle filter that is widened when shrinking (`BILINEAR`, antialiased);
+4. turn as the EXIF orientation says; fill up to the frame with black where the rule is `pad`.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from edgetl.errors import UnreadableImageError
+from edgetl.inputs import ImageInput, ResizeRule
+
+Pixels = NDArray[np.uint8]
+Box = tuple[float, float, float, float]
+Size = tuple[int, int]
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"})
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
+MAX_PIXELS = 178_956_970
+"""Larger photos are refused (Pillow's own hard limit): a few bytes can claim to be gigabytes."""
+MARGIN = 2.0
+"""A JPEG is decoded at a fraction of its size only down to this many times the size that is wanted.
+At 2 the pixels differ from a full decode by well under one level on average (benchmarks/decoding.py)."""
+
+_EXIF_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = (5, 6, 7, 8)
+
+# Pillow warns about sizes and damaged metadata on stderr, in the middle of progress bars; whether a file can be
+# used is decided here. Appended: a filter that the application has set still wins.
+warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
+
+
+def read_image(source: Path | bytes, spec: ImageInput) -> Pixels:
+    """Decode one photo and fit it into the frame of a model. Thread-safe.
+
+    Args:
+        source: a file, or the bytes of one. The format is told by content, not by extension.
+        spec: the frame and the resize rule.
+
+    Returns:
+        RGB pixels 0..255, uint8 [height, width, 3].
+
+    Raises:
+        UnreadableImageError: empty, truncated, too large, or no JPEG, PNG, BMP, GIF or WebP; the message is
+            the reason, after the path if a path was given.
+    """
+    if isinstance(source, bytes):
+        return _decode(source, spec)
+    try:
+        return _decode(source.read_bytes(), spec)
+    except OSError as error:
+        raise UnreadableImageError(f"{source}: {error.strerror or error}") from error
+    except UnreadableImageError as error:
+        raise UnreadableImageError(f"{source}: {error}") from error
+
+
+def _decode(data: bytes, spec: ImageInput) -> Pixels:
+    if not data:
+        raise UnreadableImageError("empty file (0 bytes)")
+    with _pillow_errors(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise UnreadableImageError(f"{image.width}x{image.height} pixels, the limit is {MAX_PIXELS}")
+        orientation = _orientation(image)
+        # The turn comes last, on few pixels; until then the frame lies as the stored photo does.
+        frame = (spec.height, spec.width) if orientation in _SWAPS_SIDES else (spec.width, spec.height)
+        box, size = _geometry(image.size, frame, spec.resize)
+        scale = _shrink_on_decode(image, box, size)
+        image.load()
+        plain = _eight_bit(image)
+    left, top, right, bottom = (side / scale for side in box)
+    small = plain.resize(size, Image.Resampling.BILINEAR, box=(left, top, right, bottom)).convert("RGB")
+    if orientation in _TURNS:
+        small = small.transpose(_TURNS[orientation])
+    if small.size != (spec.width, spec.height):
+        canvas = Image.new("RGB", (spec.width, spec.height))
+        canvas.paste(small, ((spec.width - small.width) // 2, (spec.height - small.height) // 2))
+        small = canvas
+    return np.array(small, dtype=np.uint8)
+
+
+@contextmanager
+def _pillow_errors() -> Iterator[None]:
+    """Turn whatever a decoder raises on damaged bytes into UnreadableImageError."""
+    try:
+        yield
+    except (UnreadableImageError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(f"not a photo that can be read ({', '.join(FORMATS)})") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(f"too many pixels, the limit is {MAX_PIXELS}") from error
+    except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error, ...: each decoder has its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImageError(f"damaged: {reason}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8; damaged metadata counts as upright, since the pixels may still be good."""
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except (SyntaxError, ValueError, KeyError, TypeError, IndexError, EOFError, ArithmeticError):
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def _geometry(photo: Size, frame: Size, rule: ResizeRule) -> tuple[Box, Size]:
+    """Which box of the photo becomes which size in the frame; sizes are (width, height)."""
+    width, height = photo
+    wide = width * frame[1] >= height * frame[0]
+    if rule == "crop":
+        inner_width = height * frame[0] / frame[1] if wide else float(width)
+        inner_height = float(height) if wide else width * frame[1] / frame[0]
+        left, top = max(0.0, (width - inner_width) / 2), max(0.0, (height - inner_height) / 2)
+        return (left, top, min(left + inner_width, width), min(top + inner_height, height)), frame
+    whole = (0.0, 0.0, float(width), float(height))
+    if rule == "stretch":
+        return whole, frame
+    if wide:
+        return whole, (frame[0], max(1, _rounded_ratio(height * frame[0], width)))
+    return whole, (max(1, _rounded_ratio(width * frame[1], height)), frame[1])
+
+
+def _rounded_ratio(a: int, b: int) -> int:
+    return (2 * a + b) // (2 * b)
+
+
+def _shrink_on_decode(image: Image.Image, box: Box, size: Size) -> int:
+    """Let libjpeg decode at 1/scale of the size, and return the scale: 1, 2, 4 or 8."""
+    if image.format not in ("JPEG", "MPO"):  # MPO: JPEG with further pictures behind it, as phones write
+        return 1
+    room = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
+    scale = next((scale for scale in (8, 4, 2) if room >= scale * MARGIN), 1)
+    if scale == 1 or image.draft(None, (image.width // scale, image.height // scale)) is None:
+        return 1
+    return scale
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Any mode that the formats can have -> L or RGB."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise UnreadableImageError(f"values {values.min()}..{values.max()}, expected 16 bits")
+        return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise UnreadableImageError("floating-point pixels have no known range")
+    if image.has_transparency_data:
+        photo = image.convert("RGBA")
+        white = Image.new("RGBA", photo.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, photo).convert("RGB")
+    return image if image.mode == "L" else image.convert("RGB")

@@ -1,0 +1,71 @@
+"""Walks one class folder: which files are photos, which are something else, which lead elsewhere."""
+
+import os
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgetl.data.images import EXTENSIONS
+from edgetl.errors import DatasetError
+
+
+@dataclass
+class Found:
+    """What one class folder holds, hidden files and folders aside."""
+
+    photos: list[str] = field(default_factory=list)
+    """Posix paths relative to the root."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Lower-case extension -> number of other files."""
+    escapes: list[str] = field(default_factory=list)
+    """Symbolic links out of the root, and links to folders (which may lead in circles)."""
+
+
+def scan(folder: Path, root: Path) -> Found:
+    """List a class folder and all folders below it.
+
+    Args:
+        folder: the class folder.
+        root: what ids are relative to, and what symbolic links must not leave.
+
+    Raises:
+        DatasetError: a file name that can't be written down as text.
+    """
+    found = Found()
+    home = root.resolve()
+    waiting = [folder]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                path = Path(entry.path)
+                if entry.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(home)):
+                    found.escapes.append(path.relative_to(root).as_posix())
+                elif entry.is_dir():
+                    waiting.append(path)
+                elif path.suffix.lower() in EXTENSIONS:
+                    found.photos.append(_id(path, root))
+                else:
+                    found.ignored[path.suffix.lower()] += 1
+    return found
+
+
+def check_name(name: str, where: Path) -> None:
+    """Refuse a class name that a text file with one name a line can't hold.
+
+    Raises:
+        DatasetError: it has a line break, another control character, or isn't valid Unicode.
+    """
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
+        raise DatasetError(f"{where}: class folder {name!r} has a control or non-Unicode character. Rename it")
+
+
+def _id(path: Path, root: Path) -> str:
+    name = path.relative_to(root).as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DatasetError(f"{root}: file name {name!a} is not valid Unicode. Rename it") from None
+    return name
