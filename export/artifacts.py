@@ -1,0 +1,125 @@
+"""Artifacts on disk: a .tflite file with a JSON file beside it that tells what it is."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgetl.errors import ArtifactError
+from edgetl.inputs import InputSpec
+from edgetl.rundir import RunDir, read_json, sha256_of
+from export.device.errors import DeviceError
+
+if TYPE_CHECKING:
+    from export.device.interpreter import Kernels, Model, Pool
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One .tflite file of a run."""
+
+    scheme: str
+    """Row of SCHEMES."""
+    path: str
+    """File name, in the run's export folder."""
+    sha256: str
+    """Of the .tflite file."""
+    size_bytes: int
+    inputs: InputSpec
+    input_type: str
+    """What the file takes: `float32` or `uint8`, raw pixels either way."""
+    input_scale: float
+    """real = input_scale * (pixel - input_zero_point); 0.0 for a float input."""
+    input_zero_point: int
+    class_names: tuple[str, ...]
+    """The position is the output index."""
+    operators: int
+    run_sha256: str
+    """Of the model.keras that it was made from."""
+    calibration: tuple[str, ...]
+    """Ids of the photos that ranges were measured on; none for schemes without calibration."""
+    versions: dict[str, str]
+    schema_version: int = 1
+
+
+def artifact_files(folder: Path, schemes: Sequence[str] = ()) -> tuple[Path, ...]:
+    """Find .tflite files in an export folder.
+
+    Args:
+        folder: RUN/export.
+        schemes: which ones, in this order; none means all, by name.
+
+    Raises:
+        ArtifactError: there are none, or one that was asked for is not there.
+    """
+    there = {path.stem: path for path in sorted(folder.glob("*.tflite"))}
+    if not there:
+        raise ArtifactError(f"{folder}: no artifacts. Make them with python -m export.convert {folder.parent}")
+    missing = [scheme for scheme in schemes if scheme not in there]
+    if missing:
+        raise ArtifactError(
+            f"{folder}: no artifact {', '.join(missing)}. There: {', '.join(there)}. "
+            f"Make it with python -m export.convert {folder.parent}"
+        )
+    return tuple(there[scheme] for scheme in dict.fromkeys(schemes or there))
+
+
+def find_artifacts(run: RunDir, schemes: Sequence[str] = ()) -> tuple[Artifact, ...]:
+    """Read what a run's artifacts are, and check each file against its description.
+
+    Args:
+        run: the run.
+        schemes: which ones, in this order; none means all, by name.
+
+    Raises:
+        ArtifactError: there are none, one is missing, or a file is not the one described beside it.
+        RunError: a description is missing or damaged.
+    """
+    artifacts = []
+    for path in artifact_files(run.export_path, schemes):
+        artifact = read_json(Artifact, path.with_suffix(".json"))
+        if sha256_of(path) != artifact.sha256:
+            raise ArtifactError(
+                f"{path}: not the file that {path.stem}.json describes. Run python -m export.convert {run.path} again"
+            )
+        artifacts.append(artifact)
+    return tuple(artifacts)
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """Turn errors of the device code into edgetl's own, which commands and notebooks catch."""
+    try:
+        yield
+    except DeviceError as error:
+        raise ArtifactError(str(error)) from error
+
+
+def open_artifact(path: Path, *, threads: int = 1, kernels: "Kernels" = "xnnpack") -> "Model":
+    """Load a .tflite file.
+
+    Args:
+        path: the file.
+        threads: CPU threads of one invocation.
+        kernels: see `export.device.interpreter.Model`.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or breaks the input contract.
+    """
+    with device_errors():
+        from export.device.interpreter import Model
+
+        return Model(path, threads=threads, kernels=kernels)
+
+
+def open_pool(path: Path, size: int, *, kernels: "Kernels" = "xnnpack") -> "Pool":
+    """Load a .tflite file once for each of `size` threads.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or breaks the input contract.
+    """
+    with device_errors():
+        from export.device.interpreter import Pool
+
+        return Pool(path, size, kernels=kernels)

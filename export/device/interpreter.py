@@ -1,0 +1,277 @@
+"""The one wrapper around the TFLite interpreter: raw pixels in, float scores out.
+
+Host evaluation, the feature pass and the device run this same code, so what is measured on one is what runs
+on the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import queue
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import DeviceError
+from .quiet import swallowed_greeting
+from .runtime import find_runtime
+
+Kernels = Literal["xnnpack", "builtin", "reference"]
+ModelSource = Union[str, "os.PathLike[str]", bytes]
+Pixels = npt.NDArray[np.uint8]
+Scores = npt.NDArray[np.float32]
+
+IDENTIFIER = b"TFL3"
+"""Bytes 4..8 of every TFLite flatbuffer."""
+
+RESOLVERS: dict[str, str] = {
+    "xnnpack": "AUTO",
+    "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
+    "reference": "BUILTIN_REF",
+}
+"""Kernels -> member of the runtime's OpResolverType. One file gives other numbers with other kernels."""
+
+PIXEL_RANGES = ((0.0, 255.0), (0.0, 1.0), (-1.0, 1.0))
+"""What the real values of pixels 0 and 255 may be for an int8 input to take `pixel - 128`."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """`float32`, `uint8`, `int8`, ..."""
+    scale: float
+    """real = scale * (stored - zero_point); 0.0 when the tensor is not quantized."""
+    zero_point: int
+
+
+class Model:
+    """A loaded model. Not safe for use by several threads at once: give each its own, or use `Pool`."""
+
+    def __init__(self, model: ModelSource, *, threads: int = 1, kernels: Kernels = "xnnpack") -> None:
+        """Load a model and allocate its tensors.
+
+        Args:
+            model: path of a .tflite file, or its bytes.
+            threads: CPU threads of one invocation, at least 1.
+            kernels: `xnnpack` (what apps use), `builtin` (optimized, no delegate) or `reference` (the same
+                numbers on every machine).
+
+        Raises:
+            DeviceError: no interpreter here; the file is missing, damaged or not TFLite; an operator is
+                unknown; not exactly one input and one output; not static batch 1; an input type that
+                does not take raw pixels.
+        """
+        if threads < 1 or kernels not in RESOLVERS:
+            raise DeviceError(f"threads={threads}, kernels={kernels!r}: need threads >= 1, kernels of {set(RESOLVERS)}")
+        runtime = find_runtime()
+        self.threads = threads
+        self.kernels: Kernels = kernels
+        self.runtime = runtime.name
+        self.where = "model" if isinstance(model, bytes) else os.fspath(model)
+        start = time.perf_counter_ns()
+        self.content = _read(model, self.where)
+        resolver = getattr(runtime.resolvers, RESOLVERS[kernels])
+        quiet = swallowed_greeting() if kernels == "xnnpack" else nullcontext()
+        with _one_line_errors(self.where), quiet:
+            self._interpreter = runtime.interpreter(
+                model_content=self.content, num_threads=threads, experimental_op_resolver_type=resolver
+            )
+            self._interpreter.allocate_tensors()
+        self.load_ms = (time.perf_counter_ns() - start) / 1e6
+        self.input, source = self._only(self._interpreter.get_input_details(), "input")
+        self.output, self._sink = self._only(self._interpreter.get_output_details(), "output")
+        self._shift = self._pixel_shift()
+        # A function that returns a fresh view each time. A view kept across invoke() would make it refuse.
+        self._view = self._interpreter.tensor(source)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the model, bytes."""
+        return len(self.content)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of the very bytes that were loaded, hexadecimal."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    def predict(self, pixels: Pixels) -> Scores:
+        """Run one example.
+
+        Args:
+            pixels: uint8, raw values 0..255, of the input's shape with or without the leading 1.
+
+        Returns:
+            float32 [n_outputs], dequantized where the output is integer.
+
+        Raises:
+            DeviceError: wrong shape or type, or the interpreter failed.
+        """
+        self.set_input(pixels)
+        self.invoke()
+        return self.scores()
+
+    def predict_batch(self, pixels: Pixels) -> Scores:
+        """Run examples one after the other, which is as fast as any resized batch.
+
+        Args:
+            pixels: uint8 [n, *input shape without the leading 1], raw values 0..255; n may be 0.
+
+        Returns:
+            float32 [n, n_outputs].
+
+        Raises:
+            DeviceError: wrong shape or type, or the interpreter failed.
+        """
+        scores = np.empty((len(pixels), int(np.prod(self.output.shape))), np.float32)
+        for row, one in zip(scores, pixels):  # noqa: B905 (Python 3.9 has no strict)
+            row[:] = self.predict(one)
+        return scores
+
+    def set_input(self, pixels: Pixels) -> None:
+        """Put one example into the input tensor; see `predict`."""
+        shape = self.input.shape
+        if pixels.dtype != np.uint8 or pixels.shape not in (shape, shape[1:]):
+            raise DeviceError(
+                f"{self.where}: expected uint8 pixels {list(shape)} or {list(shape[1:])}. "
+                f"Received: {pixels.dtype} {list(pixels.shape)}"
+            )
+        if self._shift:
+            pixels = pixels ^ np.uint8(128)  # the bits of int8(pixel - 128)
+            self._view()[...] = pixels.view(np.int8)
+        else:
+            self._view()[...] = pixels  # casts to float32 in place
+
+    def invoke(self) -> None:
+        """Run the graph on what `set_input` put there. Releases the interpreter lock of Python."""
+        try:
+            self._interpreter.invoke()
+        except (RuntimeError, ValueError) as error:
+            raise DeviceError(f"{self.where}: invocation failed: {_flat(error)}. Convert the model again") from error
+
+    def scores(self) -> Scores:
+        """Return the output of the last `invoke`, float32 [n_outputs], dequantized."""
+        raw = self._interpreter.get_tensor(self._sink).ravel()
+        if not self.output.scale:
+            return np.asarray(raw, np.float32)
+        real: Scores = (raw.astype(np.float32) - np.float32(self.output.zero_point)) * np.float32(self.output.scale)
+        return real
+
+    def _only(self, details: list[dict[str, Any]], role: str) -> tuple[TensorInfo, int]:
+        """Describe the only input or output; refuse another number of them, and any batch but a static 1."""
+        if len(details) != 1:
+            raise DeviceError(f"{self.where}: expected exactly one {role}. Received: {len(details)} {role}s")
+        (one,) = details
+        shape = tuple(int(side) for side in one["shape"])
+        signature = [int(side) for side in one.get("shape_signature", shape)]
+        if -1 in signature or not shape or shape[0] != 1:
+            raise DeviceError(f"{self.where}: expected an {role} of static batch 1. Received: shape {signature}")
+        scale, zero_point = one["quantization"]
+        dtype = np.dtype(one["dtype"]).name
+        return TensorInfo(one["name"], shape, dtype, float(scale), int(zero_point)), int(one["index"])
+
+    def _pixel_shift(self) -> int:
+        """How much is subtracted from raw pixels: 128 for an int8 input that takes them so, else 0."""
+        info = self.input
+        if info.dtype in ("float32", "uint8"):
+            return 0
+        if info.dtype != "int8":
+            raise DeviceError(f"{self.where}: expected a float32, uint8 or int8 input. Received: {info.dtype}")
+        low, high = (info.scale * (stored - info.zero_point) for stored in (-128, 127))
+        for first, last in PIXEL_RANGES:
+            # One step: (x - 127) / 128 and the like miss an end of [-1, 1] by that much, and no more.
+            if max(abs(low - first), abs(high - last)) <= 1.01 * info.scale:
+                return 128
+        raise DeviceError(
+            f"{self.where}: int8 input with scale {info.scale:.6g} and zero point {info.zero_point} spans "
+            f"{low:.4g}..{high:.4g} and does not take pixels - 128. Convert with a uint8 input"
+        )
+
+
+class Pool:
+    """Interpreters of one model that threads borrow.
+
+    Native invocation releases Python's lock: two threads with one single-threaded interpreter each give more
+    images per second than one interpreter with two threads.
+    """
+
+    def __init__(self, model: ModelSource, size: int, *, kernels: Kernels = "xnnpack") -> None:
+        """Load the model `size` times, one CPU thread each; the file's bytes are shared.
+
+        Args:
+            model: path of a .tflite file, or its bytes.
+            size: number of interpreters, at least 1; the number of cores is a good one.
+            kernels: see `Model`.
+
+        Raises:
+            DeviceError: the size is below 1, or the model can't be loaded.
+        """
+        if size < 1:
+            raise DeviceError(f"pool of {size} interpreters: need at least 1")
+        first = Model(model, kernels=kernels)
+        models = [first, *(Model(first.content, kernels=kernels) for _ in range(size - 1))]
+        self.size = size
+        self.input, self.output, self.runtime = first.input, first.output, first.runtime
+        self._free: queue.SimpleQueue[Model] = queue.SimpleQueue()
+        for each in models:
+            each.where = first.where
+            self._free.put(each)
+
+    def run(self, pixels: Pixels) -> Scores:
+        """Run examples on the next free interpreter, waiting for one if need be. Safe from any thread.
+
+        Args:
+            pixels: uint8 [n, *input shape without the leading 1], raw values 0..255.
+
+        Returns:
+            float32 [n, n_outputs].
+
+        Raises:
+            DeviceError: wrong shape or type, or the interpreter failed.
+        """
+        model = self._free.get()
+        try:
+            return model.predict_batch(pixels)
+        finally:
+            self._free.put(model)
+
+
+def _read(model: ModelSource, where: str) -> bytes:
+    """Read a model; refuse what native code should not even see."""
+    if isinstance(model, bytes):
+        content = model
+    else:
+        try:
+            content = Path(model).read_bytes()
+        except OSError as error:
+            raise DeviceError(f"{where}: {error.strerror or error}. Check the path of the .tflite file") from error
+    if not content:
+        raise DeviceError(f"{where}: the file is empty. Convert or copy it again")
+    if content[4:8] != IDENTIFIER:
+        raise DeviceError(
+            f"{where}: not a TFLite model ({IDENTIFIER.decode()} expected at byte 4). Give a .tflite file"
+        )
+    return content
+
+
+@contextmanager
+def _one_line_errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise DeviceError(f"{where}: the interpreter refuses it: {_flat(error)}. Convert or copy it again") from error
+
+
+def _flat(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")
