@@ -1,0 +1,1 @@
+"""What is transferred: pretrained backbones, their pixel range and where their weights come from."""

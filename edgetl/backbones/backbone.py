@@ -1,0 +1,84 @@
+"""What there is to know about a backbone before it is built."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """From raw pixels to what the weights expect: y = scale * x + offset per channel.
+
+    With `bgr`, red and blue are swapped first and scale and offset count in that order.
+    """
+
+    scale: tuple[float, float, float]
+    offset: tuple[float, float, float]
+    bgr: bool = False
+
+    @property
+    def uniform(self) -> bool:
+        """One scale and one offset for all channels, no swap: an integer input tensor can carry it for free."""
+        return not self.bgr and len(set(self.scale)) == 1 and len(set(self.offset)) == 1
+
+
+@dataclass(frozen=True)
+class KerasFile:
+    """A legacy .h5 file without classifier, as Keras Applications downloads it into its cache."""
+
+    url: str
+    """May hold `{size}`, see `sizes`."""
+    digest: str | None
+    """md5 or sha256; None where Keras publishes none."""
+    cache_name: str
+    """Name of the file in Keras' cache; may hold `{size}`."""
+    sizes: tuple[int, ...] = ()
+    """There is a file for each of these square input sizes, pixels; 224 serves any other."""
+
+    def for_size(self, height: int, width: int) -> "KerasFile":
+        """Choose the file for an input of this many pixels."""
+        size = str(height if height == width and height in self.sizes else 224)
+        url, cache_name = self.url.replace("{size}", size), self.cache_name.replace("{size}", size)
+        return KerasFile(url, self.digest, cache_name)
+
+
+@dataclass(frozen=True)
+class PackagedFile:
+    """A PyTorch checkpoint that a Python package carries."""
+
+    distribution: str
+    file: str
+    """Inside the package's folder."""
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network without its classifier, ending in the global average of its last activations."""
+
+    name: str
+    constructor: str
+    """`module:function`, called with `input_shape` and `name`."""
+    normalization: Normalization
+    default_size: int
+    """Side of the square photos that it was trained on, pixels."""
+    min_size: int
+    """Smallest side that it accepts, pixels."""
+    parameters: int
+    features: int
+    """Length of the vector that it gives."""
+    top1: float
+    """Published ImageNet accuracy, a fraction."""
+    licence: str
+    """Of the pretrained weights, as Keras' documentation or the package states it; `see OWNER/REPOSITORY` where only
+    the repository that they were converted from has one."""
+    imagenet: KerasFile | PackagedFile | None = field(default=None, repr=False)
+
+    @property
+    def weight_source(self) -> str:
+        """Where `--weights imagenet` takes them from, in a word or two."""
+        match self.imagenet:
+            case KerasFile():
+                return "download"
+            case PackagedFile(distribution=distribution):
+                return f"pip {distribution}"
+            case None:
+                return "file only"

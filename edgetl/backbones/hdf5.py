@@ -1,0 +1,184 @@
+"""Weights of a model from HDF5: legacy `.h5`, `.weights.h5`, and the weights inside a `.keras` file.
+
+Only arrays are read. The description of the model that a legacy `.h5` or a `.keras` file carries may hold code
+(a Lambda layer), and is never looked at. Links to other files are refused.
+"""
+
+import io
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgetl.console import quiet_tensorflow
+from edgetl.errors import WeightsError
+
+quiet_tensorflow()
+
+import h5py  # noqa: E402
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+
+SUFFIXES = (".keras", ".h5", ".hdf5")
+_INSIDE_KERAS = "model.weights.h5"
+
+
+def is_legacy(path: Path) -> bool:
+    """Tell the HDF5 layout before Keras 3, which lists layers in order, from that of Keras 3.
+
+    Raises:
+        WeightsError: the file is missing, damaged or of no known format.
+    """
+    with _opened(path) as file:
+        if "layer_names" in file.attrs or "model_weights" in file:
+            return True
+        if "layers" in file:
+            return False
+    raise WeightsError(f"{path}: HDF5, but not weights of a Keras model. Save them with model.save_weights(...)")
+
+
+def load_in_order(model: keras.Model, path: Path) -> None:
+    """Load a legacy file, whose layers are matched by order as Keras does.
+
+    Args:
+        model: as the constructor in `keras.applications` made it.
+        path: the file, of a model without classifier.
+
+    Raises:
+        WeightsError: the number of layers or a shape differs, or the file is damaged.
+    """
+    try:
+        with _opened(path) as file:
+            root = file if "layer_names" in file.attrs else _group(file, "model_weights")
+            _fill_in_order(model, root)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def load_by_name(model: keras.Model, path: Path, *, skip: str) -> None:
+    """Load a `.keras` or `.weights.h5` file, whose layers are matched by name; others in the file don't matter.
+
+    Args:
+        model: every layer of it with weights must be in the file, but for one.
+        path: the file; of the backbone alone, or of any model that has the layers of the backbone.
+        skip: name of that one.
+
+    Raises:
+        WeightsError: a layer is missing or has another shape, or the file is damaged.
+    """
+    try:
+        with _opened(path) as file:
+            stored = _named_layers(file)
+            for layer in model.layers:
+                if layer.weights and layer.name != skip:
+                    if layer.name not in stored:
+                        raise WeightsError(f"has no layer {layer.name}. Is it of another backbone?")
+                    _fill(layer, stored[layer.name])
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    try:
+        if path.suffix == ".keras":
+            with zipfile.ZipFile(path) as archive:
+                source: Any = io.BytesIO(archive.read(_INSIDE_KERAS))
+        else:
+            source = path
+        with h5py.File(source, "r") as file:
+            yield file
+    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{path}: can't be read as weights ({reason}). Is it complete?") from error
+
+
+def _fill_in_order(model: keras.Model, root: h5py.Group) -> None:
+    layers = [layer for layer in model.layers if layer.weights]
+    stored = {name: arrays for name in _names(root, "layer_names") if (arrays := _legacy_arrays(root, name))}
+    for layer, arrays in zip(layers, stored.values(), strict=False):
+        _fill(layer, arrays)
+    if len(stored) > len(layers):
+        raise WeightsError(
+            f"has {len(stored)} layers with weights, the backbone {len(layers)}; the first too many is "
+            f"{list(stored)[len(layers)]}. Save the model without its classifier"
+        )
+    if len(stored) < len(layers):
+        raise WeightsError(
+            f"has {len(stored)} layers with weights, the backbone {len(layers)}; the first that is missing is "
+            f"{layers[len(stored)].name}"
+        )
+
+
+def _legacy_arrays(root: h5py.Group, name: str) -> list[h5py.Dataset]:
+    group = _group(root, name)
+    return [_dataset(group, weight) for weight in _names(group, "weight_names")]
+
+
+def _names(group: h5py.Group, attribute: str) -> list[str]:
+    """Read a list of names, which is cut into numbered chunks where it is too long for one attribute."""
+    chunks = [attribute] if attribute in group.attrs else []
+    while not chunks or chunks[-1] != attribute:
+        chunk = f"{attribute}{len(chunks)}"
+        if chunk not in group.attrs:
+            break
+        chunks.append(chunk)
+    values = [value for chunk in chunks for value in group.attrs[chunk]]
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+
+
+def _named_layers(group: h5py.Group, name: str = "") -> dict[str, list[h5py.Dataset]]:
+    """Collect the weights of all layers, nested models included, by the name that the layer had when saved."""
+    layers: dict[str, list[h5py.Dataset]] = {}
+    own = str(group.attrs.get("name", name))
+    for key in group:
+        if key in ("optimizer", "vars") and key == "optimizer":
+            continue
+        if key == "vars":
+            variables = _group(group, key)
+            if len(variables):
+                layers[own] = [_dataset(variables, str(index)) for index in range(len(variables))]
+        elif isinstance(group.get(key, getclass=True), type) and group.get(key, getclass=True) is h5py.Group:
+            for inner, arrays in _named_layers(_group(group, key), key).items():
+                if inner in layers:
+                    raise WeightsError(f"has two layers named {inner}; which to take can't be known")
+                layers[inner] = arrays
+    return layers
+
+
+def _group(parent: h5py.Group, name: str) -> h5py.Group:
+    found = _item(parent, name)
+    if not isinstance(found, h5py.Group):
+        raise WeightsError(f"{name} is not a group; the file is damaged or of another format")
+    return found
+
+
+def _dataset(parent: h5py.Group, name: str) -> h5py.Dataset:
+    found = _item(parent, name)
+    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+        raise WeightsError(f"{name} is not an array inside the file; such a file is refused")
+    return found
+
+
+def _item(parent: h5py.Group, name: str) -> Any:
+    """Follow a path step by step: a soft or external link could lead to another file."""
+    for step in name.split("/"):
+        if not isinstance(parent, h5py.Group) or step not in parent:
+            raise WeightsError(f"{name} is missing; the file is damaged or of another format")
+        if not isinstance(parent.get(step, getlink=True), h5py.HardLink):
+            raise WeightsError(f"{name} is a link; such a file is refused")
+        parent = parent[step]
+    return parent
+
+
+def _fill(layer: keras.layers.Layer, arrays: list[h5py.Dataset]) -> None:
+    """Check shapes before reading, so that a small file that unpacks to a huge array is never unpacked."""
+    expected = [tuple(weight.shape) for weight in layer.weights]
+    received = [tuple(array.shape) for array in arrays]
+    if received != expected:
+        raise WeightsError(f"layer {layer.name} does not fit: expected shapes {expected}, received {received}")
+    values = [np.asarray(array) for array in arrays]
+    if not all(np.issubdtype(value.dtype, np.floating) and np.isfinite(value).all() for value in values):
+        raise WeightsError(f"layer {layer.name} holds values that are not finite numbers; the file is damaged")
+    layer.set_weights(values)

@@ -1,0 +1,185 @@
+"""Where pretrained weights come from: the network, a package, a file, or nowhere.
+
+No surprises: the network is asked only for what the user named, with a time limit and a hash; nothing that a file
+contains is executed; weights that don't fit are an error that names the layer.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgetl.backbones import efficientnet_lite, hdf5
+from edgetl.backbones.backbone import Backbone, KerasFile, PackagedFile
+from edgetl.backbones.registry import BACKBONES, get
+from edgetl.backbones.torch_file import read_tensors
+from edgetl.console import quiet_tensorflow
+from edgetl.errors import WeightsError
+from edgetl.inputs import ImageInput
+
+quiet_tensorflow()
+
+import keras  # noqa: E402
+
+IMAGENET = "imagenet"
+NONE = "none"
+SILENCE_LIMIT_S = 30.0
+"""A download that receives nothing for so long has failed."""
+
+
+def weights_id(name: str, weights: str) -> str:
+    """Name the weights in a few characters that change whenever the weights do, for keys of caches.
+
+    Args:
+        name: the backbone.
+        weights: `imagenet`, `none` or a file, as for `build`.
+
+    Returns:
+        `none` for random weights, which nothing computed from them may be reused for.
+
+    Raises:
+        BackboneError: the backbone is unknown.
+        WeightsError: the file is missing, or there are no ImageNet weights of this backbone.
+    """
+    if weights == NONE:
+        return NONE
+    if weights != IMAGENET:
+        return f"sha256:{_digest(_existing(weights), 'sha256')}"
+    match get(name).imagenet:
+        case PackagedFile(sha256=sha256):
+            return f"{IMAGENET}:{sha256}"
+        case KerasFile(digest=digest, cache_name=cache_name):
+            return f"{IMAGENET}:{digest or cache_name}"
+    raise _no_imagenet(get(name))
+
+
+def load_before(plain: keras.Model, backbone: Backbone, spec: ImageInput, weights: str) -> None:
+    """Load what is matched by order, which only the model as its constructor made it has.
+
+    Args:
+        plain: that model.
+        backbone: its row.
+        spec: size of the photos; a few backbones have weights per size.
+        weights: `imagenet`, `none` or a file.
+
+    Raises:
+        WeightsError: the weights can't be had, or don't fit; the message names the ways out.
+    """
+    if weights == NONE:
+        return
+    if weights != IMAGENET:
+        path = _existing(weights)
+        if path.suffix != ".keras" and hdf5.is_legacy(path):
+            hdf5.load_in_order(plain, path)
+        return
+    match backbone.imagenet:
+        case PackagedFile() as packaged:
+            path = packaged_path(packaged)
+            efficientnet_lite.load_checkpoint(plain, read_tensors(path), source=str(path))
+        case KerasFile() as file:
+            hdf5.load_in_order(plain, download(file, backbone, spec))
+        case None:
+            raise _no_imagenet(backbone)
+
+
+def load_after(model: keras.Model, weights: str, *, skip: str) -> None:
+    """Load what is matched by name, which only the finished model has.
+
+    Args:
+        model: the flat model.
+        weights: `imagenet`, `none` or a file.
+        skip: name of the layer that no file need have.
+
+    Raises:
+        WeightsError: a layer is missing or has another shape, or the file is damaged.
+    """
+    if weights in (NONE, IMAGENET):
+        return
+    path = _existing(weights)
+    if path.suffix == ".keras" or not hdf5.is_legacy(path):
+        hdf5.load_by_name(model, path, skip=skip)
+
+
+def packaged_path(packaged: PackagedFile) -> Path:
+    """Find the checkpoint in the installed package, without importing it, and check its hash.
+
+    Raises:
+        WeightsError: the package is not installed, or the file is not the one that was published.
+    """
+    spec = importlib.util.find_spec(packaged.distribution.replace("-", "_"))
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    path = Path(folders[0], packaged.file) if folders else None
+    if path is None or not path.is_file():
+        raise WeightsError(f"the package with these weights is not installed. Run: pip install {packaged.distribution}")
+    if (found := _digest(path, "sha256")) != packaged.sha256:
+        raise WeightsError(
+            f"{path}: sha256 is {found[:12]}..., expected {packaged.sha256[:12]}...; the file was changed or damaged. "
+            f"Run: pip install --force-reinstall {packaged.distribution}"
+        )
+    return path
+
+
+def download(file: KerasFile, backbone: Backbone, spec: ImageInput) -> Path:
+    """Fetch a file into Keras' own cache, or find it there.
+
+    Raises:
+        WeightsError: no network, an HTTP error, silence, or a file with another hash.
+    """
+    file = file.for_size(spec.height, spec.width)
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    cached = home / "models" / file.cache_name
+    try:
+        with _time_limit(SILENCE_LIMIT_S), contextlib.redirect_stdout(sys.stderr):
+            found = keras.utils.get_file(
+                file.cache_name, file.url, file_hash=file.digest, cache_dir=str(home), cache_subdir="models"
+            )
+    # get_file raises plain Exception for a failed download, ValueError for a wrong hash, OSError for silence.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise WeightsError(
+            f"{backbone.name}: can't get {file.url} ({reason}). Put that file at {cached}, or choose a backbone "
+            f"whose weights come as a package: {', '.join(_packaged())}"
+        ) from error
+    return Path(found)
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Bound the silence on sockets that are opened inside; Keras' downloader sets no limit."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _packaged() -> list[str]:
+    return [name for name, backbone in BACKBONES.items() if isinstance(backbone.imagenet, PackagedFile)]
+
+
+def _no_imagenet(backbone: Backbone) -> WeightsError:
+    return WeightsError(
+        f"{backbone.name}: no ImageNet weights are published in a form that can be read here. Use --weights none, "
+        f"--weights FILE, or {', '.join(_packaged())}"
+    )
+
+
+def _existing(weights: str) -> Path:
+    path = Path(weights).expanduser()
+    if path.suffix not in hdf5.SUFFIXES:
+        raise WeightsError(
+            f"weights {weights!r}: expected {IMAGENET}, {NONE}, or a file that ends in {', '.join(hdf5.SUFFIXES)}"
+        )
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file of weights. Check the path")
+    return path
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
