@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -67,11 +67,11 @@ def load_pixels(example: Example, spec: ImageInput) -> tuple[Pixels, str]:
 
 def decoded(
     examples: Examples, spec: ImageInput, *, workers: int | None = None, batch_size: int = 32
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Decode examples in order, a few photos ahead of the consumer.
 
     Decoding runs in threads (Pillow releases the GIL). At most `batch_size + 2 * workers` photos are held besides
-    the batch that was handed out, however many there are. Closing the iterator drops what has not begun.
+    the batch that was handed out, however many there are. Closing the generator drops what has not begun.
 
     Args:
         examples: what to read.
@@ -80,7 +80,7 @@ def decoded(
         batch_size: examples per batch, at least 1; the last batch may be smaller.
 
     Returns:
-        An iterator over batches; together they cover every example once, as pixels or as unreadable.
+        A generator of batches; together they cover every example once, as pixels or as unreadable.
 
     Raises:
         ConfigError: workers or batch_size is below 1.
@@ -121,7 +121,7 @@ def check_unreadable(
     log.warning("%s and are left out: %s", count, listed)
 
 
-def _batches(examples: Examples, spec: ImageInput, workers: int, batch_size: int) -> Iterator[Batch]:
+def _batches(examples: Examples, spec: ImageInput, workers: int, batch_size: int) -> Generator[Batch, None, None]:
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     waiting = iter(examples.items)
     running: deque[Future[tuple[Pixels, str] | Unreadable]] = deque()

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from edgetl.data.elpv import load_elpv
 from edgetl.data.examples import Example, Examples, SplitName
@@ -54,7 +55,7 @@ def load(data: str | Path) -> Examples:
     if not str(data).strip() or not root.exists():
         raise DatasetError(f"{str(data)!r}: no such folder or data set. {_advice(str(data))}")
     if not root.is_dir():
-        raise DatasetError(f"{data}: a file, need a folder. Expected {root.parent}/{LAYOUT}")
+        raise DatasetError(f"{data}: a file, need a folder with {LAYOUT}. Unpack it if it is an archive")
     return _load_folder(root, str(data))
 
 
@@ -122,7 +123,8 @@ def _split_folders(root: Path, folders: list[str]) -> dict[SplitName, str] | Non
             raise DatasetError(f"{root}: {' and '.join(same)} both mean {split}. Merge them")
     if "train" not in meant:
         raise DatasetError(f"{root}: {', '.join(known)} without train. Add {root}/train/<class>/<photo>.jpg")
-    return dict(zip(meant, known, strict=True))
+    folder = dict(zip(meant, known, strict=True))
+    return {split: folder[split] for split in get_args(SplitName) if split in folder}
 
 
 def _class_names(root: Path, splits: dict[SplitName, str] | None, found: dict[Key, Found]) -> tuple[str, ...]:

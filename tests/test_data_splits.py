@@ -1,0 +1,225 @@
+"""Train, validation and test; the written form; subsets."""
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgetl.data import Example, Examples, SplitName, Splits, read_csv, split, stratified_subset, write_csv
+from edgetl.errors import ConfigError, DatasetError
+
+PARTS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+
+def made_up(counts: dict[str, int], given: dict[str, SplitName | None] | None = None) -> Examples:
+    names = tuple(sorted(counts))
+    items = [
+        Example(f"{name}/{n}.jpg", Path("/photos") / name / f"{n}.jpg", label, (given or {}).get(f"{name}/{n}.jpg"))
+        for label, name in enumerate(names)
+        for n in range(counts[name])
+    ]
+    return Examples("photos", Path("/photos"), names, tuple(sorted(items, key=lambda item: item.id)))
+
+
+def ids(examples: Examples) -> set[str]:
+    return {item.id for item in examples}
+
+
+counts = st.dictionaries(st.text("abcxyz", min_size=1, max_size=3), st.integers(3, 60), min_size=2, max_size=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts, st.floats(0.05, 0.4), st.floats(0.05, 0.4), st.integers(0, 5))
+def test_parts_are_disjoint_complete_and_stratified(
+    counts: dict[str, int], validation: float, test: float, seed: int
+) -> None:
+    examples = made_up(counts)
+    parts = split(examples, validation_fraction=validation, test_fraction=test, seed=seed)
+    every = [ids(getattr(parts, name)) for name in PARTS]
+    assert set.union(*every) == ids(examples)
+    assert sum(map(len, every)) == len(examples)
+    for name, count in counts.items():
+        assert all(getattr(parts, part).class_counts[name] >= 1 for part in PARTS)
+        if count >= 20:  # below, "at least one in each" may ask for more than the share
+            assert abs(parts.validation.class_counts[name] - validation * count) <= 1
+            assert abs(parts.test.class_counts[name] - test * count) <= 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts, st.randoms(use_true_random=False))
+def test_order_of_examples_does_not_matter(counts: dict[str, int], shuffler: random.Random) -> None:
+    examples = made_up(counts)
+    mixed = list(examples.items)
+    shuffler.shuffle(mixed)
+    again = Examples(examples.source, examples.root, examples.class_names, tuple(mixed))
+    assert split(again) == split(examples)
+    assert stratified_subset(again, 6) == stratified_subset(examples, 6)
+
+
+def test_seeds_and_versions() -> None:
+    examples = made_up({"cat": 12, "dog": 8})
+    assert split(examples, seed=1) == split(examples, seed=1)
+    assert split(examples, seed=1).test != split(examples, seed=2).test
+    # Written down, so that a change that would silently re-divide everybody's data is noticed.
+    assert sorted(ids(split(examples).test)) == ["cat/11.jpg", "cat/4.jpg", "cat/7.jpg", "dog/1.jpg", "dog/4.jpg"]
+
+
+def test_another_class_moves_nothing_in_the_first() -> None:
+    small, large = split(made_up({"cat": 20, "dog": 20})), split(made_up({"cat": 20, "dog": 20, "bird": 9}))
+    for part in PARTS:
+        assert ids(getattr(small, part)) == {i for i in ids(getattr(large, part)) if not i.startswith("bird")}
+
+
+def test_default_shares() -> None:
+    parts = split(made_up({"cat": 100, "dog": 200}))
+    assert parts.train.class_counts == {"cat": 60, "dog": 120}
+    assert parts.validation.class_counts == {"cat": 15, "dog": 30}
+    assert parts.test.class_counts == {"cat": 25, "dog": 50}
+    assert parts.test.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("fractions", [(0, 0.2), (0.2, 0), (-0.1, 0.2), (0.5, 0.5), (0.9, 0.2), (float("nan"), 0.2)])
+def test_fractions_that_leave_nothing(fractions: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="both must be above 0 and their sum below 1"):
+        split(made_up({"a": 9, "b": 9}), validation_fraction=fractions[0], test_fraction=fractions[1])
+
+
+def test_too_small_a_class_is_named() -> None:
+    with pytest.raises(DatasetError) as caught:
+        split(made_up({"cat": 9, "dog": 2}))
+    assert str(caught.value) == (
+        "photos: class dog has 2 example(s), need at least 3 (train + validation + test). Add some or remove the class"
+    )
+    assert split(made_up({"cat": 3, "dog": 3})).test.class_counts == {"cat": 1, "dog": 1}
+
+
+def predefined(test: dict[str, int], validation: dict[str, int] | None = None, each: int = 20) -> Examples:
+    given: dict[str, SplitName | None] = {f"{name}/{n}.jpg": "train" for name in ("a", "b") for n in range(each)}
+    for name, count in test.items():
+        given |= {f"{name}/{n}.jpg": "test" for n in range(count)}
+    for name, count in (validation or {}).items():
+        given |= {f"{name}/{each - 1 - n}.jpg": "validation" for n in range(count)}
+    return made_up({"a": each, "b": each}, given)
+
+
+def test_given_parts_are_kept() -> None:
+    parts = split(predefined({"a": 4, "b": 5}, {"a": 3, "b": 2}), seed=7)
+    assert parts.test.class_counts == {"a": 4, "b": 5}
+    assert parts.validation.class_counts == {"a": 3, "b": 2}
+    assert parts.train.class_counts == {"a": 13, "b": 13}
+    assert all(item.split == part for part in PARTS for item in getattr(parts, part))
+
+
+def test_a_missing_part_is_taken_out_of_train() -> None:
+    examples = predefined({"a": 10, "b": 10})
+    parts = split(examples, validation_fraction=0.2)
+    assert ids(parts.test) == {item.id for item in examples if item.split == "test"}
+    assert parts.validation.class_counts == {"a": 2, "b": 2}  # 0.2 of the 10 that train has
+    assert parts.train.class_counts == {"a": 8, "b": 8}
+
+
+def test_a_given_part_without_a_class_is_refused() -> None:
+    with pytest.raises(DatasetError, match="photos: class b has 0 examples in test, need at least 1"):
+        split(predefined({"a": 4}))
+
+
+# --- subsets
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts, st.integers(6, 80), st.integers(0, 3))
+def test_subset_is_proportional(counts: dict[str, int], count: int, seed: int) -> None:
+    examples = made_up(counts)
+    subset = stratified_subset(examples, count, seed)
+    assert len(subset) == min(count, len(examples))
+    assert ids(subset) <= ids(examples)
+    assert subset == stratified_subset(examples, count, seed)
+    for name, size in counts.items():
+        share = size * len(subset) / len(examples)
+        assert subset.class_counts[name] >= 1
+        # one from rounding, and what the classes with less than one share were given on top
+        assert share - len(counts) < subset.class_counts[name] < share + 1.001
+
+
+def test_subset_too_small_for_its_classes() -> None:
+    with pytest.raises(ConfigError, match="can't hold 3 classes"):
+        stratified_subset(made_up({"a": 5, "b": 5, "c": 5}), 2)
+    assert len(stratified_subset(made_up({"a": 5, "b": 5, "c": 0}), 2)) == 2
+
+
+# --- the written form
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=5),
+        st.integers(3, 6),
+        min_size=2,
+        max_size=4,
+    )
+)
+def test_written_and_read_back(counts: dict[str, int]) -> None:
+    examples = made_up(counts)
+    parts = split(examples)
+    hashes = {item.id: f"{number:064x}" for number, item in enumerate(examples)}
+    assert read_csv(write_csv(parts, hashes), examples) == (parts, hashes)
+
+
+def test_written_form() -> None:
+    parts = split(made_up({"cat": 3, "dog": 3}))
+    lines = write_csv(parts, {"cat/1.jpg": "ab12"}).splitlines()
+    assert lines[0] == "id,label,split,sha256"
+    assert len(lines) == 7
+    assert [line.split(",")[0] for line in lines[1:]] == sorted(ids(made_up({"cat": 3, "dog": 3})))
+    assert lines[2].startswith("cat/1.jpg,cat,")
+    assert lines[2].endswith(",ab12")
+    assert lines[1].endswith(",")
+
+
+def test_a_grown_data_set_gives_the_old_splits() -> None:
+    parts = split(made_up({"cat": 5, "dog": 5}))
+    grown = made_up({"bird": 4, "cat": 8, "dog": 5})
+    again, _ = read_csv(write_csv(parts, {}), grown)
+    assert again.test.items == parts.test.items  # labels of that run, though "bird" now comes first
+    assert again.train.class_names == ("cat", "dog")
+
+
+def test_a_missing_photo_is_named() -> None:
+    text = write_csv(split(made_up({"cat": 5, "dog": 5})), {})
+    with pytest.raises(DatasetError) as caught:
+        read_csv(text, made_up({"cat": 3, "dog": 5}), source="run/splits.csv")
+    assert str(caught.value) == (
+        "/photos/cat/3.jpg and 1 more: used by the run (run/splits.csv), missing now. "
+        "Put the photo(s) back or train again"
+    )
+
+
+def test_a_changed_label_is_named() -> None:
+    examples = made_up({"cat": 5, "dog": 5})
+    text = write_csv(split(examples), {}).replace("cat/2.jpg,cat", "cat/2.jpg,dog")
+    with pytest.raises(DatasetError, match=r"/photos/cat/2\.jpg: dog in splits\.csv, cat now"):
+        read_csv(text, examples)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the first line is not id,label,split,sha256"),
+        ("id,label\na,b\n", "the first line is not"),
+        ("id,label,split,sha256\n", "no rows"),
+        ("id,label,split,sha256\ncat/0.jpg,cat,holdout,\n", "line 2 is damaged"),
+        ("id,label,split,sha256\ncat/0.jpg,cat\n", "line 2 is damaged"),
+        ("id,label,split,sha256\ncat/0.jpg,cat,train,\ncat/0.jpg,cat,test,\n", "an id twice"),
+    ],
+)
+def test_damaged_text(text: str, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        read_csv(text, made_up({"cat": 3, "dog": 3}))
+
+
+def test_parts_are_a_plain_dataclass() -> None:
+    parts = split(made_up({"cat": 3, "dog": 3}))
+    assert Splits(parts.train, parts.validation, parts.test) == parts
