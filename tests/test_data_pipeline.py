@@ -90,6 +90,21 @@ def test_prefetch_is_bounded(examples: Examples, monkeypatch: pytest.MonkeyPatch
     assert decode_threads() == 0
 
 
+def test_closing_drops_what_has_not_begun(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def slow(example: Example, spec: ImageInput) -> tuple[data.Pixels, str]:
+        begun.append(example.id)
+        time.sleep(0.05)
+        return np.zeros(spec.shape, np.uint8), ""
+
+    monkeypatch.setattr(pipeline, "load_pixels", slow)
+    batches = decoded(examples, SPEC, workers=1, batch_size=4)
+    next(batches)
+    batches.close()
+    assert len(begun) <= 5  # of the six that were in line, one may have been under way
+
+
 def test_an_early_end_leaves_no_threads(examples: Examples) -> None:
     for batch in decoded(examples, SPEC, workers=2, batch_size=2):
         assert len(batch.indices) == 2

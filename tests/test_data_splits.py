@@ -86,6 +86,13 @@ def test_fractions_that_leave_nothing(fractions: tuple[float, float]) -> None:
         split(made_up({"a": 9, "b": 9}), validation_fraction=fractions[0], test_fraction=fractions[1])
 
 
+@pytest.mark.parametrize("fractions", [(0.3, 0.6), (0.6, 0.3), (0.01, 0.98), (0.49, 0.5)])
+@pytest.mark.parametrize("count", [3, 4, 7])
+def test_no_part_is_ever_empty(fractions: tuple[float, float], count: int) -> None:
+    parts = split(made_up({"a": count, "b": 30}), validation_fraction=fractions[0], test_fraction=fractions[1])
+    assert all(getattr(parts, part).class_counts["a"] >= 1 for part in PARTS)
+
+
 def test_too_small_a_class_is_named() -> None:
     with pytest.raises(DatasetError) as caught:
         split(made_up({"cat": 9, "dog": 2}))

@@ -59,8 +59,7 @@ def split(
     if "test" not in given:
         shares["test"] = test_fraction
     parts: dict[SplitName, list[Example]] = {name: [] for name in SPLITS}
-    for label, name in enumerate(examples.class_names):
-        members = [item for item in examples if item.label == label]
+    for name, members in zip(examples.class_names, _by_class(examples), strict=True):
         for part, items in _divide(members, shares, seed, f"{examples.source}: class {name}").items():
             parts[part] += items
     return Splits(**{name: _part(examples, items) for name, items in parts.items()})
@@ -91,10 +90,8 @@ def stratified_subset(examples: Examples, count: int, seed: int = 0) -> Examples
     for _ in range(count - len(sizes)):
         open_classes = [label for label in sizes if take[label] < sizes[label]]
         take[max(open_classes, key=lambda label: sizes[label] * count / len(examples) - take[label])] += 1
-    chosen = []
-    for label, number in take.items():
-        chosen += _shuffled((item for item in examples if item.label == label), seed)[:number]
-    return _part(examples, chosen)
+    members = _by_class(examples)
+    return _part(examples, [item for label in take for item in _shuffled(members[label], seed)[: take[label]]])
 
 
 def write_csv(splits: Splits, sha256: Mapping[str, str]) -> str:
@@ -185,6 +182,13 @@ def _divide(
         left -= size
     parts["train"] = pool[:left]
     return parts
+
+
+def _by_class(examples: Examples) -> list[list[Example]]:
+    members: list[list[Example]] = [[] for _ in examples.class_names]
+    for item in examples:
+        members[item.label].append(item)
+    return members
 
 
 def _shuffled(items: Iterable[Example], seed: int) -> list[Example]:
