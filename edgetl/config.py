@@ -45,7 +45,7 @@ def from_json(kind: type[C], text: str | bytes, *, source: str = "JSON") -> C:
 
     checked = with_config(ConfigDict(extra="forbid"))(kind) if dataclasses.is_dataclass(kind) else kind
     try:
-        return TypeAdapter(checked).validate_json(text)  # type: ignore[no-any-return]
+        return TypeAdapter(checked).validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "top level"
@@ -84,6 +84,8 @@ def command(
         Exit status: 0, 2 for an error of the user's or the data's, 130 for Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if sys.argv[0].startswith("edgetl "):  # called through the console script
+        prog = sys.argv[0]
     common, rest = _common_options().parse_known_args(arguments)
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _interrupt)
@@ -181,4 +183,3 @@ def _nearest_options(config: type, argv: Sequence[str]) -> str:
     unknown = [name for name in given if name.replace("_", "-") not in names]
     near = [match for name in unknown for match in difflib.get_close_matches(name, names, n=1)]
     return f"Did you mean {', '.join(near)}? " if near else ""
-

@@ -19,6 +19,14 @@ class Normalization:
         """One scale and one offset for all channels, no swap: an integer input tensor can carry it for free."""
         return not self.bgr and len(set(self.scale)) == 1 and len(set(self.offset)) == 1
 
+    @property
+    def label(self) -> str:
+        """The result in a few characters, for tables."""
+        if self.uniform:
+            low, high = self.offset[0], 255 * self.scale[0] + self.offset[0]
+            return f"{low:.2g}..{high:.2g}"
+        return "mean 0 BGR" if self.bgr else "mean 0"
+
 
 @dataclass(frozen=True)
 class KerasFile:
@@ -56,7 +64,7 @@ class Backbone:
 
     name: str
     constructor: str
-    """`module:function`, called with `input_shape` and `name`."""
+    """`module:function`, called with `input_shape`, and with what else of Keras' usual arguments it takes."""
     normalization: Normalization
     default_size: int
     """Side of the square photos that it was trained on, pixels."""
@@ -74,11 +82,11 @@ class Backbone:
 
     @property
     def weight_source(self) -> str:
-        """Where `--weights imagenet` takes them from, in a word or two."""
+        """Where `--weights imagenet` takes them from, in a word."""
         match self.imagenet:
             case KerasFile():
                 return "download"
-            case PackagedFile(distribution=distribution):
-                return f"pip {distribution}"
+            case PackagedFile():
+                return "pip"
             case None:
-                return "file only"
+                return "-"

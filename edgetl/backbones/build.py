@@ -66,7 +66,7 @@ def construct(backbone: Backbone, spec: ImageInput, **options: Any) -> keras.Mod
     accepted = inspect.signature(constructor).parameters
     defaults = {"include_top": False, "include_preprocessing": False, "weights": None, "pooling": "avg"}
     known = {key: value for key, value in defaults.items() if key in accepted}
-    return constructor(**{**known, "input_shape": spec.shape, "name": backbone.name, **options})
+    return constructor(**{**known, "input_shape": spec.shape, **options})
 
 
 def _flatten(plain: keras.Model, backbone: Backbone) -> keras.Model:
@@ -97,7 +97,8 @@ def _flatten(plain: keras.Model, backbone: Backbone) -> keras.Model:
         copies[id(layer)].set_weights(layer.get_weights())
         return output
 
-    return keras.models.clone_model(plain, input_tensors=images, clone_function=copy, call_function=call)
+    clone = keras.models.clone_model(plain, input_tensors=images, clone_function=copy, call_function=call)
+    return keras.Model(images, clone.output, name=backbone.name)
 
 
 def _stable_names(model: keras.Model) -> dict[str, str]:

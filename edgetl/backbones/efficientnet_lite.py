@@ -54,14 +54,13 @@ IMAGENET_CLASSES = 1000
 
 
 def efficientnet_lite(
-    width: float, depth: float, *, name: str, input_shape: tuple[int, int, int], include_top: bool = False
+    width: float, depth: float, *, input_shape: tuple[int, int, int], include_top: bool = False
 ) -> keras.Model:
     """Build one member of the family, randomly initialised, for pixels that are normalized already.
 
     Args:
         width: factor on the channels of every stage.
         depth: factor on the blocks of every stage but the first and the last.
-        name: name of the model.
         input_shape: (height, width, 3).
         include_top: end in the 1000 ImageNet logits instead of the pooled features.
 
@@ -83,7 +82,7 @@ def efficientnet_lite(
     x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
     if include_top:
         x = layers.Dense(IMAGENET_CLASSES, name="predictions")(x)
-    return keras.Model(inputs, x, name=name)
+    return keras.Model(inputs, x)
 
 
 EfficientNetLite0 = partial(efficientnet_lite, 1.0, 1.0)

@@ -22,6 +22,8 @@ import numpy as np  # noqa: E402
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 _INSIDE_KERAS = "model.weights.h5"
+_MOST_UNPACKED = 20
+"""Times the size of the file."""
 
 
 def is_legacy(path: Path) -> bool:
@@ -69,7 +71,7 @@ def load_by_name(model: keras.Model, path: Path, *, skip: str) -> None:
     """
     try:
         with _opened(path) as file:
-            stored = _named_layers(file)
+            stored = dict(_named_layers(file))
             for layer in model.layers:
                 if layer.weights and layer.name != skip:
                     if layer.name not in stored:
@@ -84,6 +86,8 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     try:
         if path.suffix == ".keras":
             with zipfile.ZipFile(path) as archive:
+                if archive.getinfo(_INSIDE_KERAS).file_size > _MOST_UNPACKED * path.stat().st_size:
+                    raise WeightsError(f"{path}: unpacks to far more than weights do; such a file is refused")
                 source: Any = io.BytesIO(archive.read(_INSIDE_KERAS))
         else:
             source = path
@@ -128,23 +132,16 @@ def _names(group: h5py.Group, attribute: str) -> list[str]:
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
-def _named_layers(group: h5py.Group, name: str = "") -> dict[str, list[h5py.Dataset]]:
-    """Collect the weights of all layers, nested models included, by the name that the layer had when saved."""
-    layers: dict[str, list[h5py.Dataset]] = {}
-    own = str(group.attrs.get("name", name))
+def _named_layers(group: h5py.Group) -> Iterator[tuple[str, list[h5py.Dataset]]]:
+    """Find the weights of all layers, those of nested models included, and the name that each had when saved."""
     for key in group:
-        if key in ("optimizer", "vars") and key == "optimizer":
+        if group.get(key, getclass=True, getlink=True) is not h5py.HardLink or not isinstance(group[key], h5py.Group):
             continue
-        if key == "vars":
+        if key == "vars" and "name" in group.attrs:
             variables = _group(group, key)
-            if len(variables):
-                layers[own] = [_dataset(variables, str(index)) for index in range(len(variables))]
-        elif isinstance(group.get(key, getclass=True), type) and group.get(key, getclass=True) is h5py.Group:
-            for inner, arrays in _named_layers(_group(group, key), key).items():
-                if inner in layers:
-                    raise WeightsError(f"has two layers named {inner}; which to take can't be known")
-                layers[inner] = arrays
-    return layers
+            yield str(group.attrs["name"]), [_dataset(variables, str(index)) for index in range(len(variables))]
+        elif key != "optimizer":
+            yield from _named_layers(_group(group, key))
 
 
 def _group(parent: h5py.Group, name: str) -> h5py.Group:

@@ -24,9 +24,12 @@ from edgetl.inputs import ImageInput
 quiet_tensorflow()
 
 import keras  # noqa: E402
+import numpy as np  # noqa: E402
 
 IMAGENET = "imagenet"
 NONE = "none"
+_STATISTICS_TOLERANCE = 1e-3
+"""Published with three digits."""
 SILENCE_LIMIT_S = 30.0
 """A download that receives nothing for so long has failed."""
 
@@ -75,13 +78,16 @@ def load_before(plain: keras.Model, backbone: Backbone, spec: ImageInput, weight
         path = _existing(weights)
         if path.suffix != ".keras" and hdf5.is_legacy(path):
             hdf5.load_in_order(plain, path)
+            _check_statistics(plain, backbone, path)
         return
     match backbone.imagenet:
         case PackagedFile() as packaged:
             path = packaged_path(packaged)
             efficientnet_lite.load_checkpoint(plain, read_tensors(path), source=str(path))
         case KerasFile() as file:
-            hdf5.load_in_order(plain, download(file, backbone, spec))
+            path = download(file, backbone, spec)
+            hdf5.load_in_order(plain, path)
+            _check_statistics(plain, backbone, path)
         case None:
             raise _no_imagenet(backbone)
 
@@ -102,6 +108,24 @@ def load_after(model: keras.Model, weights: str, *, skip: str) -> None:
     path = _existing(weights)
     if path.suffix == ".keras" or not hdf5.is_legacy(path):
         hdf5.load_by_name(model, path, skip=skip)
+
+
+def _check_statistics(plain: keras.Model, backbone: Backbone, path: Path) -> None:
+    """Compare pixel statistics that a file carries with those that our own layer will apply in their place.
+
+    Of the families here that is EfficientNet V1, whose published files hold the deviation where the variance belongs,
+    and whose constructor makes up for it with one more division (tensorflow issue 49930).
+    """
+    scale, offset = np.array(backbone.normalization.scale), np.array(backbone.normalization.offset)
+    deviation = 1 / (255 * scale)
+    for layer in plain.layers:
+        if isinstance(layer, keras.layers.Normalization) and layer.weights:
+            mean, variance = (np.ravel(weight) for weight in layer.get_weights()[:2])
+            if not np.allclose([mean, variance], [-offset * deviation, deviation], rtol=_STATISTICS_TOLERANCE):
+                raise WeightsError(
+                    f"{path}: trained on pixels normalized to mean {mean.round(3)} and deviation {variance.round(3)}, "
+                    f"not as ImageNet's {-offset * deviation} and {deviation}. Train it again with edgetl"
+                )
 
 
 def packaged_path(packaged: PackagedFile) -> Path:

@@ -57,7 +57,11 @@ class TensorInfo:
 
 
 class Model:
-    """A loaded model. Not safe for use by several threads at once: give each its own, or use `Pool`."""
+    """A loaded model. Not safe for use by several threads at once: give each its own, or use `Pool`.
+
+    Cut or foreign files are refused. Altered bytes inside a file are mostly refused too, but can end the process
+    in native code: compare the file's hash with the one stored beside it before loading what came over a wire.
+    """
 
     def __init__(self, model: ModelSource, *, threads: int = 1, kernels: Kernels = "xnnpack") -> None:
         """Load a model and allocate its tensors.
@@ -90,8 +94,10 @@ class Model:
             )
             self._interpreter.allocate_tensors()
         self.load_ms = (time.perf_counter_ns() - start) / 1e6
-        self.input, source = self._only(self._interpreter.get_input_details(), "input")
-        self.output, self._sink = self._only(self._interpreter.get_output_details(), "output")
+        with _one_line_errors(self.where):
+            inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        self.input, source = self._only(inputs, "input")
+        self.output, self._sink = self._only(outputs, "output")
         self._shift = self._pixel_shift()
         # A function that returns a fresh view each time. A view kept across invoke() would make it refuse.
         self._view = self._interpreter.tensor(source)

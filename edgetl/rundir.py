@@ -1,0 +1,257 @@
+"""One directory per experiment: what was asked, what came out, and proof that nothing changed since.
+
+Files: `config.json`, `inputs.json`, `labels.txt`, `splits.csv`, `model.keras`, `metrics.json`, and last of all
+`manifest.json`, which holds the sha256 of each. A directory without a manifest is unfinished. Every file is
+written under a temporary name and renamed, so a name never stands for half a file.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from edgetl.config import from_json, to_json
+from edgetl.data import Splits, load, read_csv
+from edgetl.errors import ConfigError, RunError
+from edgetl.inputs import InputSpec
+
+if TYPE_CHECKING:
+    import keras
+
+T = TypeVar("T")
+
+CONFIG = "config.json"
+INPUTS = "inputs.json"
+LABELS = "labels.txt"
+SPLITS = "splits.csv"
+MODEL = "model.keras"
+METRICS = "metrics.json"
+MANIFEST = "manifest.json"
+RESULTS = (CONFIG, INPUTS, LABELS, SPLITS, MODEL, METRICS)
+PACKAGES = ("edgetl", "tensorflow", "keras", "ai-edge-litert", "numpy", "pillow", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished run is made of and made with."""
+
+    recipe: str
+    data: str
+    """Where the examples came from, as given."""
+    data_sha256: str
+    """Hash over (id, label, sha256) of every example used."""
+    seed: int
+    files: dict[str, str]
+    """File name -> sha256."""
+    versions: dict[str, str]
+    schema_version: int = 1
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file so that its name stands for all of it or for what was there before.
+
+    Raises:
+        OSError: no space, no permission; the temporary file is removed.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file's content, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run directory that exists. `open_run` gives a finished and verified one."""
+
+    path: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the manifest, the last file of a run, is there."""
+        return (self.path / MANIFEST).is_file()
+
+    @property
+    def model_path(self) -> Path:
+        """The Keras model: raw pixels in, probabilities out."""
+        return self.path / MODEL
+
+    @property
+    def export_path(self) -> Path:
+        """Where artifacts and reports on them go."""
+        return self.path / "export"
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What the run is made of."""
+        return read_json(Manifest, self.path / MANIFEST)
+
+    @cached_property
+    def inputs(self) -> InputSpec:
+        """The input contract."""
+        return read_json(InputSpec, self.path / INPUTS)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names; the position is the output index."""
+        return tuple((self.path / LABELS).read_text(encoding="utf-8").splitlines())
+
+    def write(self, name: str, content: bytes | str) -> None:
+        """Write one file of the run, whole or not at all."""
+        write_atomic(self.path / name, content)
+
+    def write_model(self, model: "keras.Model") -> None:
+        """Write the Keras model, whole or not at all."""
+        temporary = self.path / f".{os.getpid()}.{MODEL}"  # Keras goes by the extension
+        try:
+            model.save(temporary)
+            temporary.replace(self.model_path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def splits(self) -> Splits:
+        """The stored split, with the photos where they lie now.
+
+        Raises:
+            DatasetError: the data or one of its photos is gone.
+        """
+        text = (self.path / SPLITS).read_text(encoding="utf-8")
+        splits, _ = read_csv(text, load(self.manifest.data), source=str(self.path / SPLITS))
+        return splits
+
+    def finish(self, *, recipe: str, data: str, data_sha256: str, seed: int) -> None:
+        """Seal the run: hash every result and write the manifest."""
+        files = {name: sha256_of(self.path / name) for name in RESULTS}
+        self.write(MANIFEST, to_json(Manifest(recipe, data, data_sha256, seed, files, installed_versions())))
+
+
+def read_json(kind: type[T], path: Path) -> T:
+    """Read one of the run's JSON files.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    try:
+        return from_json(kind, path.read_bytes(), source=str(path))
+    except FileNotFoundError:
+        raise RunError(f"{path}: missing. Run the command that writes it again") from None
+    except ConfigError as error:
+        raise RunError(f"{error}. The file is damaged or from another version; make it again") from None
+
+
+def open_run(path: str | Path) -> RunDir:
+    """Open a finished run and check every file against its hash.
+
+    Raises:
+        RunError: no such directory, not a run, unfinished, or a file was changed or lost.
+    """
+    run = RunDir(Path(path).expanduser())
+    if not run.path.is_dir():
+        raise RunError(f"{run.path}: no such run directory. Make one with python -m recipes.feature_extraction")
+    if not (run.path / CONFIG).is_file():
+        raise RunError(f"{run.path}: not a run directory ({CONFIG} is missing). Name the --out of a recipe")
+    if not run.finished:
+        raise RunError(f"{run.path}: unfinished run. Run its recipe again with the same settings to complete it")
+    for name, expected in run.manifest.files.items():
+        file = run.path / name
+        if not file.is_file():
+            raise RunError(f"{file}: missing from a finished run. Restore it or run the recipe into a new --out")
+        if sha256_of(file) != expected:
+            raise RunError(
+                f"{file}: changed since the run finished (sha256 differs). Restore it or run the recipe anew"
+            )
+    return run
+
+
+@contextlib.contextmanager
+def writing(path: str | Path, recipe: str, config: Any) -> Iterator[RunDir]:
+    """Hold a run directory for writing: make it, or take it up again with the same settings.
+
+    Args:
+        path: the directory; it may exist only empty or as a run of the same settings.
+        recipe: name of the recipe.
+        config: its frozen dataclass. Fields whose metadata says `affects_result: False` may differ on resume.
+
+    Yields:
+        The run; `finished` tells whether there is anything left to do.
+
+    Raises:
+        RunError: the directory holds something else, another experiment, or is being written by another process.
+    """
+    run = RunDir(Path(path).expanduser())
+    if run.path.exists() and not run.path.is_dir():
+        raise RunError(f"{run.path}: is a file. Name a directory with --out")
+    settings = {"recipe": recipe} | json.loads(to_json(config))
+    stored = run.path / CONFIG
+    if stored.is_file():
+        _refuse_other_settings(stored, settings, config)
+    elif run.path.is_dir() and any(
+        p.name != ".lock" for p in run.path.iterdir() if not p.name.startswith(f".{CONFIG}.")
+    ):
+        raise RunError(f"{run.path}: not empty and not a run directory. Choose another --out")
+    run.path.mkdir(parents=True, exist_ok=True)
+    with _locked(run.path / ".lock", run.path):
+        if not stored.is_file():
+            run.write(CONFIG, json.dumps(settings, indent=2) + "\n")
+        yield run
+
+
+def _refuse_other_settings(stored: Path, settings: dict[str, Any], config: Any) -> None:
+    free = {f.name for f in dataclasses.fields(config) if not f.metadata.get("affects_result", True)}
+    try:
+        old = json.loads(stored.read_bytes())
+    except ValueError:
+        raise RunError(f"{stored}: damaged (not JSON). Choose another --out or delete the directory") from None
+    changed = [
+        f"{name}: {old.get(name)} -> {settings.get(name)}"
+        for name in sorted(set(old) | set(settings))
+        if name not in free and old.get(name) != settings.get(name)
+    ]
+    if changed:
+        raise RunError(
+            f"{stored.parent}: holds a run with other settings ({'; '.join(changed)}). "
+            "Choose another --out or use the same settings"
+        )
+
+
+@contextlib.contextmanager
+def _locked(lock: Path, what: Path) -> Iterator[None]:
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"{what}: another process is writing this run. Wait for it or choose another --out"
+            ) from None
+        yield

@@ -1,0 +1,169 @@
+"""Everything that was measured on a run, in one table and one file: `python -m export.report RUN`. Measures nothing."""
+
+import sys
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from edgetl.config import command, to_json
+from edgetl.errors import ArtifactError
+from edgetl.rundir import open_run, read_json, write_atomic
+from export.artifacts import Artifact, find_artifacts
+from export.benchmark import LatencyReport
+from export.evaluate import EVALUATION, ArtifactScores, EvaluationReport
+
+PROG = "python -m export.report"
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Put a run's sizes, accuracies and latencies into one table and RUN/report.json."""
+
+    run: Positional[Path]
+    """Run directory (the --out of a recipe)."""
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One artifact: what it is, what it costs, what it is worth. All accuracies are fractions 0..1."""
+
+    scheme: str
+    path: str
+    """Of the .tflite file, relative to the run directory."""
+    sha256: str
+    size_bytes: int
+    top1: float
+    top1_low: float
+    top1_high: float
+    """95 % Wilson interval."""
+    top1_drop: float
+    """Accuracy lost against the float32 artifact (against Keras where there is none); negative: gained."""
+    agreement: float
+    """Share of test photos on which the artifact and Keras name the same class."""
+    latency_ms_median: float
+    latency_ms_p90: float
+    samples: int
+    """Test photos scored."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `report.json` holds."""
+
+    run: str
+    recipe: str
+    data: str
+    data_sha256: str
+    run_sha256: str
+    keras_top1: float
+    device: str
+    threads: int
+    kernels: str
+    noisy: bool
+    """Whether the machine was too busy for the latencies to be trusted."""
+    artifacts: tuple[ReportRow, ...]
+    versions: dict[str, str]
+    schema_version: int = 1
+
+
+def main(config: Config) -> Report:
+    """Join artifacts, evaluation and latencies by their hashes and write RUN/report.json.
+
+    Raises:
+        RunError: the run or one of its reports is missing or damaged.
+        ArtifactError: a report is about another file than the one that is there.
+    """
+    run = open_run(config.run)
+    artifacts = find_artifacts(run)
+    evaluation = read_json(EvaluationReport, run.export_path / EVALUATION)
+    latencies = [read_json(LatencyReport, run.export_path / f"{a.scheme}.latency.json") for a in artifacts]
+    scored = {scores.sha256: scores for scores in evaluation.artifacts}
+    reference = next((s.scores.top1 for s in evaluation.artifacts if s.scheme == "float32"), evaluation.keras.top1)
+    rows = []
+    for artifact, latency in zip(artifacts, latencies, strict=True):
+        if artifact.sha256 not in scored:
+            raise ArtifactError(
+                f"{artifact.path}: not evaluated since it was made. Run python -m export.evaluate {run.path}"
+            )
+        if latency.sha256 != artifact.sha256:
+            raise ArtifactError(
+                f"{artifact.path}: not timed since it was made. Run python -m export.benchmark {run.path}"
+            )
+        rows.append(_row(artifact, scored[artifact.sha256], latency, reference))
+    report = Report(
+        run=str(run.path),
+        recipe=run.manifest.recipe,
+        data=run.manifest.data,
+        data_sha256=run.manifest.data_sha256,
+        run_sha256=evaluation.run_sha256,
+        keras_top1=evaluation.keras.top1,
+        device=latencies[0].device,
+        threads=latencies[0].threads,
+        kernels=latencies[0].kernels,
+        noisy=any(latency.noisy for latency in latencies),
+        artifacts=tuple(rows),
+        versions=evaluation.versions,
+    )
+    write_atomic(run.path / REPORT, to_json(report))
+    return report
+
+
+def _row(artifact: Artifact, result: ArtifactScores, latency: LatencyReport, reference: float) -> ReportRow:
+    scores = result.scores
+    return ReportRow(
+        scheme=artifact.scheme,
+        path=f"export/{artifact.path}",
+        sha256=artifact.sha256,
+        size_bytes=artifact.size_bytes,
+        top1=scores.top1,
+        top1_low=scores.top1_low,
+        top1_high=scores.top1_high,
+        top1_drop=reference - scores.top1,
+        agreement=result.agreement,
+        latency_ms_median=latency.median_ms,
+        latency_ms_p90=latency.p90_ms,
+        samples=scores.samples,
+    )
+
+
+def show(report: Report) -> str:
+    """The table for the terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("scheme", no_wrap=True)
+    for title in ("size MB", "top-1 %", "95 % interval", "drop", "as Keras %", "ms median", "ms p90"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("file", no_wrap=True)
+    for row in report.artifacts:
+        table.add_row(
+            row.scheme,
+            f"{row.size_bytes / 1e6:.2f}",
+            f"{100 * row.top1:.2f}",
+            f"{100 * row.top1_low:.1f}-{100 * row.top1_high:.1f}",
+            f"{100 * row.top1_drop:+.2f}",
+            f"{100 * row.agreement:.2f}",
+            f"{row.latency_ms_median:.2f}",
+            f"{row.latency_ms_p90:.2f}",
+            row.path,
+        )
+    buffer = StringIO()
+    Console(file=buffer, width=120).print(table)
+    samples = report.artifacts[0].samples
+    lines = [
+        buffer.getvalue().rstrip(),
+        f"{samples} test photos of {report.data}; Keras itself: {100 * report.keras_top1:.2f} %",
+        f"latency: {report.threads} thread(s), {report.kernels}, {report.device}"
+        + ("; the machine was busy: do not trust the times" if report.noisy else ""),
+        f"everything lies in {report.run} (figures: {report.run}/{REPORT})",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(command(main, Config, prog=PROG, show=show))

@@ -1,0 +1,64 @@
+"""Keras model -> frozen SavedModel -> .tflite bytes. The one way to the converter.
+
+The model is traced with a static batch of one, its variables are frozen into constants, the frozen graph is saved as a
+SavedModel with a signature, and TFLiteConverter reads that. Freezing first makes the export 3-4 times faster than
+`keras.export` (nothing is traced twice), and leaves no variable that could end up as a VAR_HANDLE.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgetl.console import swallowed_output
+
+if TYPE_CHECKING:
+    import keras
+
+INPUT_NAME = "images"
+OUTPUT_NAME = "outputs"
+
+
+@contextmanager
+def frozen_saved_model(model: "keras.Model") -> Iterator[Path]:
+    """Freeze a Keras model with one image input into a SavedModel with static batch 1, for the time of the block.
+
+    Args:
+        model: input [None, h, w, 3], output [None, k].
+
+    Yields:
+        Path of the SavedModel; its signature `serving_default` maps `images` to `outputs`.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    signature = tf.TensorSpec((1, *model.input.shape[1:]), tf.float32, name=INPUT_NAME)
+    traced = tf.function(lambda images: model(images, training=False)).get_concrete_function(signature)
+    graph = convert_variables_to_constants_v2(traced)
+    module = tf.Module()
+    module.serve = tf.function(lambda images: {OUTPUT_NAME: graph(images)[0]}, input_signature=[signature])
+    with tempfile.TemporaryDirectory(prefix="edgetl-") as folder:
+        tf.saved_model.save(module, folder, signatures={"serving_default": module.serve})
+        yield Path(folder)
+
+
+def to_tflite(saved_model: Path, configure: Callable[[Any], None] = lambda converter: None) -> bytes:
+    """Convert a SavedModel with built-in operators only.
+
+    Args:
+        saved_model: from `frozen_saved_model`.
+        configure: sets the quantization options of the TFLiteConverter.
+    """
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model))
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    configure(converter)
+    return bytes(converter.convert())
+
+
+def float_tflite(model: "keras.Model") -> bytes:
+    """Convert a Keras model, raw pixels in, to float32 .tflite bytes: the fastest forward pass on a CPU."""
+    with swallowed_output(), frozen_saved_model(model) as saved_model:
+        return to_tflite(saved_model)

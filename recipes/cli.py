@@ -1,0 +1,49 @@
+"""The console script: `edgetl fine-tune ...` is `python -m recipes.fine_tune ...`."""
+
+import difflib
+import runpy
+import sys
+
+COMMANDS = {
+    "backbones": ("edgetl.backbones", "list the pretrained networks"),
+    "feature-extraction": ("recipes.feature_extraction", "train a new head on a frozen backbone"),
+    "convert": ("export.convert", "make .tflite artifacts from a run"),
+    "evaluate": ("export.evaluate", "score the artifacts on the test split"),
+    "benchmark": ("export.benchmark", "time artifacts on this machine"),
+    "report": ("export.report", "one table of everything measured"),
+}
+
+
+def main() -> None:
+    """Hand over to a command's module."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        sys.exit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        from edgetl import __version__
+
+        print(__version__)
+        sys.exit(0)
+    name = arguments[0]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Commands: {', '.join(COMMANDS)}"
+        print(f"edgetl: unknown command {name!r}. {hint}", file=sys.stderr)
+        sys.exit(2)
+    module, _ = COMMANDS[name]
+    sys.argv = [f"edgetl {name}", *arguments[1:]]
+    runpy.run_module(module, run_name="__main__")
+
+
+def usage() -> str:
+    """The list of commands."""
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: edgetl <command> [options]", "", *lines, "", "edgetl <command> --help tells the options."]
+    )
+
+
+if __name__ == "__main__":
+    main()
