@@ -59,26 +59,31 @@ class Features:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Standardization of features, (x - mean) / std, as measured on training rows."""
+    """Scaling of features for a head's training, (x - mean) / scale; folded into its first layer afterwards.
+
+    The scale of a feature is sqrt(std^2 + median^2), with the median of all features' standard deviations. Plain
+    standardization divides by the deviation alone: features that hardly ever fire then get enormous weights, and int8,
+    which has one scale for all weights of an output, has no steps left for the rest (on elpv: 0.855 -> 0.69).
+    """
 
     mean: NDArray[np.float64]
     """[d]."""
-    std: NDArray[np.float64]
-    """[d]; 1 where a feature is constant."""
+    scale: NDArray[np.float64]
+    """[d], positive."""
 
     @classmethod
     def of(cls, values: NDArray[np.float32]) -> "Scaling":
-        """Measure mean and standard deviation of each column of [n, d]."""
+        """Measure the columns of [n, d]."""
         std = values.std(axis=0, dtype=np.float64)
-        return cls(values.mean(axis=0, dtype=np.float64), np.where(std < 1e-6, 1.0, std))
+        return cls(values.mean(axis=0, dtype=np.float64), np.hypot(std, np.median(std) or 1.0))
 
     def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Standardize [n, d]."""
-        return ((values - self.mean) / self.std).astype(np.float32)
+        """Scale [n, d]."""
+        return ((values - self.mean) / self.scale).astype(np.float32)
 
     def fold(self, kernel: NDArray[Any], bias: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Turn a dense layer for standardized features, [d, k] and [k], into the equal one for raw features."""
-        raw = kernel / self.std[:, None]
+        """Turn a dense layer for scaled features, [d, k] and [k], into the equal one for raw features."""
+        raw = kernel / self.scale[:, None]
         return raw.astype(np.float32), (bias - self.mean @ raw).astype(np.float32)
 
 

@@ -9,7 +9,7 @@ from edgetl.console import log, progress
 from edgetl.features import Scaling
 
 L2_GRID = tuple(float(c) for c in np.logspace(-4, 0, 9))
-"""Inverse L2 strengths (scikit-learn's C) tried, on standardized features."""
+"""Inverse L2 strengths (scikit-learn's C) tried, on scaled features."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class LinearProbe:
     """Weights of softmax(features @ kernel + bias), and how they were chosen."""
 
     kernel: NDArray[np.float32]
-    """[d, classes], for raw (not standardized) features."""
+    """[d, classes], for raw (not scaled) features."""
     bias: NDArray[np.float32]
     """[classes]."""
     inverse_l2: float
@@ -35,7 +35,7 @@ def fit_linear_probe(
     """Fit one multinomial logistic regression per L2 strength by L-BFGS and keep the one best on validation.
 
     Best is the lowest validation log loss: with some hundred validation photos accuracy is a coarse measure that
-    picks a strength by luck. Features are standardized by the statistics of the training rows, and the scaling is
+    picks a strength by luck. Features are scaled by the statistics of the training rows (see `Scaling`), and that is
     folded into the weights that come back. Each fit starts from the last.
 
     Args:

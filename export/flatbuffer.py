@@ -1,9 +1,17 @@
-"""What is really inside a .tflite file: operators and tensor types, read from the flatbuffer itself."""
+"""A .tflite file as data: what is really inside, and the one way in which edgetl writes such a file."""
 
 from dataclasses import dataclass
 from typing import Any
 
+import flatbuffers
+import numpy as np
+from numpy.typing import NDArray
+
 from edgetl.errors import ArtifactError
+
+IDENTIFIER = b"TFL3"
+BUFFER_ALIGNMENT = 16
+"""Bytes; the schema's `force_align` of weights, which the Python object API of flatbuffers does not know."""
 
 FLOAT_TYPES = ("FLOAT32", "FLOAT16", "BFLOAT16", "FLOAT64")
 QUANTIZE = "QUANTIZE"
@@ -34,6 +42,51 @@ class Operator:
         return any(tensor.type in FLOAT_TYPES for tensor in (*self.inputs, *self.outputs))
 
 
+def unpack(tflite: bytes) -> Any:
+    """Read a model into the schema's object tree (`ModelT`).
+
+    Raises:
+        ArtifactError: the bytes are not a TFLite model.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    if tflite[4:8] != IDENTIFIER:
+        raise ArtifactError("not a TFLite model: identifier TFL3 is missing. Export it again")
+    return schema.ModelT.InitFromPackedBuf(tflite, 0)
+
+
+def pack(model: Any) -> bytes:
+    """Write an object tree as .tflite bytes; the same tree gives the same bytes."""
+    builder = _SharingBuilder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def compact(tflite: bytes) -> bytes:
+    """Write a model again with equal vectors stored once.
+
+    The converter spends 8 bytes per channel and tensor on zero points that are all zero: 8 % of an int8
+    EfficientNet-Lite0. Readers follow offsets and do not notice that tensors point to the same vector.
+    """
+    return pack(unpack(tflite))
+
+
+class _SharingBuilder(flatbuffers.Builder):  # type: ignore[misc]
+    """Stores equal vectors once, and weights on the boundary that the schema asks for."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._written: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: NDArray[Any]) -> int:  # noqa: N802 (the name of the base class)
+        key = (x.dtype.str, x.tobytes())
+        if key not in self._written:
+            if x.dtype == np.uint8:
+                self.Prep(BUFFER_ALIGNMENT, x.nbytes)
+            self._written[key] = super().CreateNumpyVector(x)
+        return self._written[key]
+
+
 def operators(tflite: bytes) -> tuple[Operator, ...]:
     """List the operators of a single-subgraph model in execution order.
 
@@ -42,9 +95,7 @@ def operators(tflite: bytes) -> tuple[Operator, ...]:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    if tflite[4:8] != b"TFL3":
-        raise ArtifactError("not a TFLite model: identifier TFL3 is missing. Export it again")
-    model = schema.ModelT.InitFromPackedBuf(tflite, 0)
+    model = unpack(tflite)
     code_names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
     type_names = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
     found = []

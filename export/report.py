@@ -13,6 +13,7 @@ from edgetl.rundir import open_run, read_json, write_atomic
 from export.artifacts import Artifact, find_artifacts
 from export.benchmark import LatencyReport
 from export.evaluate import EVALUATION, ArtifactScores, EvaluationReport
+from export.schemes import SCHEMES
 
 PROG = "python -m export.report"
 REPORT = "report.json"
@@ -77,7 +78,7 @@ def main(config: Config) -> Report:
         ArtifactError: a report is about another file than the one that is there.
     """
     run = open_run(config.run)
-    artifacts = find_artifacts(run)
+    artifacts = sorted(find_artifacts(run), key=lambda artifact: list(SCHEMES).index(artifact.scheme))
     evaluation = read_json(EvaluationReport, run.export_path / EVALUATION)
     latencies = [read_json(LatencyReport, run.export_path / f"{a.scheme}.latency.json") for a in artifacts]
     scored = {scores.sha256: scores for scores in evaluation.artifacts}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetl.console import swallowed_output
+from export.flatbuffer import compact
 
 if TYPE_CHECKING:
     import keras
@@ -55,7 +56,7 @@ def to_tflite(saved_model: Path, configure: Callable[[Any], None] = lambda conve
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model))
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     configure(converter)
-    return bytes(converter.convert())
+    return compact(bytes(converter.convert()))
 
 
 def float_tflite(model: "keras.Model") -> bytes:

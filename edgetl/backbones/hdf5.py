@@ -176,6 +176,6 @@ def _fill(layer: keras.layers.Layer, arrays: list[h5py.Dataset]) -> None:
     if received != expected:
         raise WeightsError(f"layer {layer.name} does not fit: expected shapes {expected}, received {received}")
     values = [np.asarray(array) for array in arrays]
-    if not all(np.issubdtype(value.dtype, np.floating) and np.isfinite(value).all() for value in values):
+    if not all(np.issubdtype(value.dtype, np.number) and np.isfinite(value).all() for value in values):
         raise WeightsError(f"layer {layer.name} holds values that are not finite numbers; the file is damaged")
     layer.set_weights(values)
