@@ -145,11 +145,12 @@ def check_reload(model: keras.Model, pixels: np.ndarray, expected: np.ndarray, p
     np.testing.assert_allclose(inner(normalized), expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
 
 
-def test_names_do_not_depend_on_what_was_built_before():
-    """InceptionV3 leaves its names to Keras, which counts through the process; Xception does in part."""
-    first, second = (build("Xception", ImageInput(71, 71), "none") for _ in range(2))
+@pytest.mark.parametrize("name", ["MobileNetV3Small", pytest.param("InceptionV3", marks=slow)])
+def test_names_do_not_depend_on_what_was_built_before(name):
+    """These leave names to Keras, which counts through the process."""
+    first, second = (build(name, ImageInput(75, 75), "none") for _ in range(2))
     assert [layer.name for layer in first.layers] == [layer.name for layer in second.layers]
-    assert "conv2d" in {layer.name for layer in second.layers}
+    assert {"activation", "activation_1"} <= {layer.name for layer in second.layers}
 
 
 def test_normalization_of_each_kind():
@@ -163,7 +164,7 @@ def test_normalization_of_each_kind():
 
     np.testing.assert_allclose(apply("EfficientNetLite0", black), [-127 / 128] * 3)
     np.testing.assert_allclose(apply("EfficientNetLite0", white), [1] * 3)
-    np.testing.assert_allclose(apply("MobileNetV2", black), [-1] * 3)
+    np.testing.assert_allclose(apply("MobileNetV3Small", black), [-1] * 3)
     np.testing.assert_allclose(apply("VGG16", red), [-103.939, -116.779, 255 - 123.68], rtol=1e-6)
     assert BACKBONES["MobileNetV2"].normalization.uniform
     assert not BACKBONES["VGG16"].normalization.uniform

@@ -104,7 +104,7 @@ def test_structure_of_lite0():
 
 
 def test_stem_and_head_do_not_grow():
-    model = build("EfficientNetLite4", ImageInput(64, 64), "none")
+    model = construct(BACKBONES["EfficientNetLite4"], ImageInput(32, 32))
     assert model.get_layer("stem_conv").filters == 32
     assert model.get_layer("top_conv").filters == 1280
     assert "block1b_dwconv" not in {layer.name for layer in model.layers}

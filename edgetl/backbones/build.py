@@ -11,9 +11,9 @@ import inspect
 import re
 from typing import Any
 
-from edgetl.backbones import weights as weights_module
 from edgetl.backbones.backbone import Backbone, Normalization
 from edgetl.backbones.registry import get
+from edgetl.backbones.weights import load_after, load_before, locate
 from edgetl.console import quiet_tensorflow
 from edgetl.errors import BackboneError
 from edgetl.inputs import ImageInput
@@ -52,10 +52,11 @@ def build(name: str, spec: ImageInput, weights: str = "imagenet") -> keras.Model
             f"{backbone.name}: {spec.height}x{spec.width} pixels are too few, the minimum is "
             f"{backbone.min_size}x{backbone.min_size}. Choose a larger size or another backbone"
         )
+    path = locate(backbone, spec, weights)  # first: what can't be had is said at once
     plain = construct(backbone, spec)
-    weights_module.load_before(plain, backbone, spec, weights)
+    load_before(plain, backbone, path)
     model = _flatten(plain, backbone)
-    weights_module.load_after(model, weights, skip=NORMALIZE_LAYER)
+    load_after(model, path, skip=NORMALIZE_LAYER)
     return model
 
 

@@ -137,11 +137,11 @@ def _named_layers(group: h5py.Group) -> Iterator[tuple[str, list[h5py.Dataset]]]
     for key in group:
         if group.get(key, getclass=True, getlink=True) is not h5py.HardLink or not isinstance(group[key], h5py.Group):
             continue
-        if key == "vars" and "name" in group.attrs:
-            variables = _group(group, key)
-            yield str(group.attrs["name"]), [_dataset(variables, str(index)) for index in range(len(variables))]
+        if key == "vars" and "name" in group[key].attrs:
+            variables = group[key]
+            yield str(variables.attrs["name"]), [_dataset(variables, str(index)) for index in range(len(variables))]
         elif key != "optimizer":
-            yield from _named_layers(_group(group, key))
+            yield from _named_layers(group[key])
 
 
 def _group(parent: h5py.Group, name: str) -> h5py.Group:

