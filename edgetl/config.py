@@ -3,7 +3,6 @@
 Nothing in here knows about images or models.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import difflib
@@ -21,6 +20,8 @@ R = TypeVar("R")
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+QUIET = "--quiet"
+DEBUG = "--debug"
 
 
 def to_json(value: Any) -> str:
@@ -86,21 +87,22 @@ def command(
     arguments = list(sys.argv[1:] if argv is None else argv)
     if sys.argv[0].startswith("edgetl "):  # called through the console script
         prog = sys.argv[0]
-    common, rest = _common_options().parse_known_args(arguments)
+    rest = [word for word in arguments if word not in (QUIET, DEBUG)]
+    quiet, debug = QUIET in arguments, DEBUG in arguments
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _interrupt)
     try:
         settings = parse(config, rest, prog=prog)
-        _start_log(quiet=common.quiet)
+        _start_log(quiet=quiet)
         result = main(settings)
     except EdgetlError as error:
-        return _fail(f"{prog}: {error}", error, common.debug, USAGE_ERROR)
+        return _fail(f"{prog}: {error}", error, debug, USAGE_ERROR)
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        return _fail(f"{prog}: {what}. {_os_advice(error)}", error, common.debug, USAGE_ERROR)
+        return _fail(f"{prog}: {what}. {_os_advice(error)}", error, debug, USAGE_ERROR)
     except KeyboardInterrupt as error:
         line = f"{prog}: interrupted. Run the same command again to resume."
-        return _fail(line, error, common.debug, INTERRUPTED)
+        return _fail(line, error, debug, INTERRUPTED)
     text = show(result)
     if text:
         print(text)
@@ -126,13 +128,6 @@ def parse(config: type[C], argv: Sequence[str], *, prog: str) -> C:
             raise
         message = f"{_one_line(captured.getvalue())}. {_nearest_options(config, argv)}See {prog} --help"
         raise ConfigError(message) from None
-
-
-def _common_options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--quiet", action="store_true")
-    parser.add_argument("--debug", action="store_true")
-    return parser
 
 
 def _start_log(*, quiet: bool) -> None:
@@ -166,6 +161,9 @@ def _os_advice(error: OSError) -> str:
         errno.EPERM: "Choose a place that you may write to, or change its permissions",
         errno.EROFS: "The file system is read-only; choose another place",
         errno.ENOENT: "Check the path",
+        errno.ENOTDIR: "Check the path: a part of it is a file",
+        errno.EEXIST: "Check the path: a file is there already",
+        errno.EISDIR: "Check the path: it is a directory",
     }.get(error.errno or 0, "--debug shows where")
 
 
