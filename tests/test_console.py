@@ -1,0 +1,110 @@
+"""The log, the bars, and silence."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgetl.console import log, log_to_stderr, progress, swallowed_output
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    before = log.handlers, log.level, log.propagate
+    yield
+    log.handlers, log.level, log.propagate = before
+
+
+def test_a_notebook_hears_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    log.handlers, log.propagate = [], True
+    log.setLevel(logging.NOTSET)
+    with progress("work", 3) as bar:
+        bar.advance(3)
+    log.info("a line")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_terminal_a_bar_is_one_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    log_to_stderr()
+    with progress("features", 10) as bar:
+        bar.advance(4)
+        bar.advance(6)
+        assert capsys.readouterr().err == ""
+    with progress("load"):
+        pass
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("features 10/10 (") and first.endswith(" s)")
+    assert second.startswith("load (")
+
+
+def test_quiet_bars_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    log_to_stderr(logging.WARNING)
+    with progress("features", 10) as bar:
+        bar.advance(10)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_does_not_claim_work_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
+    log_to_stderr()
+    with pytest.raises(ZeroDivisionError), progress("features", 10):
+        raise ZeroDivisionError
+    assert "features" not in capsys.readouterr().err
+
+
+def test_on_a_terminal_a_bar_shows_count_and_rate() -> None:
+    program = (
+        "import time; from edgetl.console import *; log_to_stderr()\n"
+        "with progress('features', 10) as bar: bar.advance(4); time.sleep(0.01); bar.advance(6)\n"
+        "print('done')\n"
+    )
+    main, terminal = os.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    done = subprocess.run([sys.executable, "-c", program], stderr=terminal, stdout=subprocess.PIPE, env=env, check=True)
+    os.close(terminal)
+    shown = os.read(main, 100_000).decode()
+    os.close(main)
+    assert done.stdout == b"done\n"
+    assert "features" in shown and "10/10" in shown and "/s" in shown
+
+
+def test_swallowed_output_is_back_after_the_block() -> None:
+    program = """if True:
+        import os, subprocess, sys
+        from edgetl.console import swallowed_output
+        print("before")
+        with swallowed_output():
+            print("python")
+            print("python", file=sys.stderr)
+            os.write(1, b"native out")
+            os.write(2, b"native err")
+            subprocess.run(["echo", "child"], check=True)
+        print("after")
+        """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"before\nafter\n", b"")
+
+
+def test_what_was_swallowed_comes_with_the_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="wrong") as caught, swallowed_output():
+        for number in range(30):
+            os.write(2, f"line {number}\n".encode())
+        raise ValueError("wrong")
+    (note,) = caught.value.__notes__
+    assert note.splitlines() == ["last output:", *(f"line {number}" for number in range(10, 30))]
+    os.write(1, b"open again\n")
+    assert capfd.readouterr() == ("open again\n", "")
+
+
+def test_swallowing_leaks_no_descriptor() -> None:
+    def opened() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = opened()
+    for _ in range(5):
+        with swallowed_output():
+            pass
+    assert opened() == before
