@@ -14,8 +14,10 @@ from tiny_tflite import OUTPUTS, SIDE, calibration_photos, convert, pixels, tiny
 
 from edgetl.errors import ArtifactError
 from export.artifacts import open_artifact, open_pool
+from export.device import interpreter
 from export.device.errors import DeviceError
 from export.device.interpreter import RESOLVERS, Kernels, Model, Pool
+from export.device.runtime import Runtime
 
 ROOT = Path(__file__).parent.parent
 BY_HAND = {
@@ -186,9 +188,24 @@ def test_files_that_are_not_models(tmp_path: Path) -> None:
             open_pool(path, 2)
 
 
+def test_hash_guards_native_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # tflite-runtime verifies nothing: a damaged file must be stopped before any interpreter sees it.
+    whole = tiny("uint8")
+    right = hashlib.sha256(whole).hexdigest()
+    assert Model(whole, sha256=right).sha256 == right
+    path = tmp_path / "cut.tflite"
+    path.write_bytes(whole[:-8])
+    seen = []
+    monkeypatch.setattr(interpreter, "find_runtime", lambda: Runtime("spy", lambda **_: seen.append(1), OpResolverType))
+    with pytest.raises(DeviceError, match=rf"cut.tflite: expected sha256 {right}. Received: .*Copy the file again"):
+        Model(path, sha256=right)
+    assert not seen
+
+
 CUT = """
 import sys
 from export.device.interpreter import Model
+from export.device import interpreter
 from export.device.errors import DeviceError
 content = open(sys.argv[1], "rb").read()
 for part in [8, 9, 16, 30, 100, *range(0, len(content), 97)][1:] + [len(content) - 1]:

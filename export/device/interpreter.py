@@ -59,11 +59,14 @@ class TensorInfo:
 class Model:
     """A loaded model. Not safe for use by several threads at once: give each its own, or use `Pool`.
 
-    Cut or foreign files are refused. Altered bytes inside a file are mostly refused too, but can end the process
-    in native code: compare the file's hash with the one stored beside it before loading what came over a wire.
+    Files that are not TFLite at all are refused. ai-edge-litert also refuses files that were cut and most files with
+    altered bytes; tflite-runtime checks nothing, and a damaged file ends the process in native code. Give
+    `sha256` wherever it is known: then nothing but the very file reaches native code.
     """
 
-    def __init__(self, model: ModelSource, *, threads: int = 1, kernels: Kernels = "xnnpack") -> None:
+    def __init__(
+        self, model: ModelSource, *, threads: int = 1, kernels: Kernels = "xnnpack", sha256: str | None = None
+    ) -> None:
         """Load a model and allocate its tensors.
 
         Args:
@@ -71,10 +74,11 @@ class Model:
             threads: CPU threads of one invocation, at least 1.
             kernels: `xnnpack` (what apps use), `builtin` (optimized, no delegate) or `reference` (the same
                 numbers on every machine).
+            sha256: what the file's hash must be, hexadecimal; None means unknown.
 
         Raises:
-            DeviceError: no interpreter here; the file is missing, damaged or not TFLite; an operator is
-                unknown; not exactly one input and one output; not static batch 1; an input type that
+            DeviceError: no interpreter here; the file is missing, damaged, not TFLite or of another hash; an operator
+                is unknown; not exactly one input and one output; not static batch 1; an input type that
                 does not take raw pixels.
         """
         if threads < 1 or kernels not in RESOLVERS:
@@ -86,6 +90,8 @@ class Model:
         self.where = "model" if isinstance(model, bytes) else os.fspath(model)
         start = time.perf_counter_ns()
         self.content = _read(model, self.where)
+        if sha256 is not None and self.sha256 != sha256:
+            raise DeviceError(f"{self.where}: expected sha256 {sha256}. Received: {self.sha256}. Copy the file again")
         resolver = getattr(runtime.resolvers, RESOLVERS[kernels])
         quiet = swallowed_greeting() if kernels == "xnnpack" else nullcontext()
         with _one_line_errors(self.where), quiet:
