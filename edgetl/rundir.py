@@ -183,6 +183,11 @@ def open_run(path: str | Path) -> RunDir:
         raise RunError(f"{run.path}: not a run directory ({CONFIG} is missing). Name the --out of a recipe")
     if not run.finished:
         raise RunError(f"{run.path}: unfinished run. Run its recipe again with the same settings to complete it")
+    if unlisted := set(RESULTS) - set(run.manifest.files):
+        raise RunError(
+            f"{run.path / MANIFEST}: damaged (no hash of {', '.join(sorted(unlisted))}). "
+            "Restore it or run the recipe into a new --out"
+        )
     for name, expected in run.manifest.files.items():
         file = run.path / name
         if not file.is_file():
@@ -232,7 +237,9 @@ def _refuse_other_settings(stored: Path, settings: dict[str, Any], config: Any) 
     try:
         old = json.loads(stored.read_bytes())
     except ValueError:
-        raise RunError(f"{stored}: damaged (not JSON). Choose another --out or delete the directory") from None
+        old = None
+    if not isinstance(old, dict):
+        raise RunError(f"{stored}: damaged (no JSON object). Choose another --out or delete the directory")
     changed = [
         f"{name}: {old.get(name)} -> {settings.get(name)}"
         for name in sorted(set(old) | set(settings))
