@@ -1,0 +1,242 @@
+"""A run directory is whole, unfinished, or refused with a reason; nothing in between."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from edgetl import rundir
+from edgetl.config import to_json
+from edgetl.errors import DatasetError, RunError
+from edgetl.inputs import ImageInput
+from edgetl.rundir import RunDir, open_run, read_json, write_atomic, writing
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Settings:
+    out: Path
+    rate: float = 0.1
+    seed: int = 0
+    workers: int = field(default=0, metadata={"affects_result": False})
+
+
+def finish(settings: Settings) -> RunDir:
+    """A run without training: every file that a finished one has."""
+    with writing(settings.out, "toy", settings) as run:
+        run.write(rundir.INPUTS, to_json(ImageInput(8, 8)))
+        run.write(rundir.LABELS, "cat\ndog\n")
+        run.write(rundir.SPLITS, "id,label,split,sha256\n")
+        run.write(rundir.MODEL, b"model")
+        run.write(rundir.METRICS, "{}")
+        run.finish(recipe="toy", data="photos", data_sha256="0" * 64, seed=settings.seed)
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return finish(Settings(tmp_path / "run"))
+
+
+def enter(path: Path, recipe: str, settings: Settings) -> None:
+    """What must be refused."""
+    with writing(path, recipe, settings):
+        pass
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+# --- writing files --------------------------------------------------------------------------------------------------
+
+
+def test_write_atomic_writes_text_and_bytes(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a.txt", "grün\n")
+    write_atomic(tmp_path / "b.bin", b"\x00\xff")
+    assert content(tmp_path) == {"a.txt": "grün\n".encode(), "b.bin": b"\x00\xff"}
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    step: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_atomic(tmp_path / "a.txt", "old")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(*((os, "fsync") if step == "fsync" else (Path, step)), fail)
+    with pytest.raises(type(error)):
+        write_atomic(tmp_path / "a.txt", "new")
+    monkeypatch.undo()
+    assert content(tmp_path) == {"a.txt": b"old"}
+
+
+def test_a_model_that_cannot_be_saved_leaves_the_old_one(tmp_path: Path) -> None:
+    class Broken:
+        def save(self, path: Path) -> None:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = RunDir(tmp_path)
+    run.write(rundir.MODEL, b"old")
+    with pytest.raises(OSError, match="No space"):
+        run.write_model(Broken())  # type: ignore[arg-type]
+    assert content(tmp_path) == {rundir.MODEL: b"old"}
+
+
+# --- opening --------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_opens_with_what_was_written(run: RunDir) -> None:
+    found = open_run(run.path)
+    assert found.class_names == ("cat", "dog")
+    assert found.inputs == ImageInput(8, 8)
+    assert (found.manifest.recipe, found.manifest.data, found.manifest.seed) == ("toy", "photos", 0)
+    assert set(found.manifest.files) == set(rundir.RESULTS)
+    assert found.manifest.versions["keras"]
+    assert json.loads((run.path / rundir.CONFIG).read_bytes())["recipe"] == "toy"
+
+
+@pytest.mark.parametrize("name", rundir.RESULTS)
+def test_a_changed_file_is_named(run: RunDir, name: str) -> None:
+    file = run.path / name
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(RunError, match=f"{name}: changed since the run finished .* recipe anew"):
+        open_run(run.path)
+
+
+@pytest.mark.parametrize("name", [name for name in rundir.RESULTS if name != rundir.CONFIG])
+def test_a_lost_file_is_named(run: RunDir, name: str) -> None:
+    (run.path / name).unlink()
+    with pytest.raises(RunError, match=f"{name}: missing from a finished run"):
+        open_run(run.path)
+
+
+def test_what_is_no_run_is_told_apart(tmp_path: Path, run: RunDir) -> None:
+    with pytest.raises(RunError, match="gone: no such run directory"):
+        open_run(tmp_path / "gone")
+    with pytest.raises(RunError, match="no such run directory"):
+        open_run(run.path / rundir.MODEL)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(RunError, match=r"other: not a run directory \(config.json is missing\)"):
+        open_run(tmp_path / "other")
+    (run.path / rundir.MANIFEST).unlink()
+    with pytest.raises(RunError, match=r"unfinished run\. Run its recipe again"):
+        open_run(run.path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"recipe": "toy"}', "\x00\xff"])
+def test_a_damaged_manifest_is_named(run: RunDir, text: str) -> None:
+    (run.path / rundir.MANIFEST).write_text(text, encoding="latin-1")
+    with pytest.raises(RunError, match=r"manifest\.json: .*damaged or from another version"):
+        open_run(run.path)
+
+
+def test_a_manifest_that_vouches_for_too_little_is_refused(run: RunDir) -> None:
+    manifest = replace(run.manifest, files={})
+    (run.path / rundir.MANIFEST).write_text(to_json(manifest))
+    with pytest.raises(RunError, match=r"manifest\.json: .*config\.json"):
+        open_run(run.path)
+
+
+def test_read_json_names_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"inputs\.json: missing"):
+        read_json(ImageInput, tmp_path / "inputs.json")
+
+
+def test_photos_that_are_gone_are_an_error_with_a_next_step(run: RunDir) -> None:
+    with pytest.raises(DatasetError, match="'photos': no such folder or data set"):
+        run.splits()
+
+
+# --- writing a run --------------------------------------------------------------------------------------------------
+
+
+def test_the_same_settings_find_a_finished_run_and_change_nothing(run: RunDir) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.path.iterdir()}
+    with writing(run.path, "toy", Settings(run.path)) as again:
+        assert again.finished
+    assert {path: path.stat().st_mtime_ns for path in run.path.iterdir()} == before
+
+
+def test_other_settings_are_refused_by_name(run: RunDir) -> None:
+    before = content(run.path)
+    with pytest.raises(RunError, match=r"other settings \(rate: 0.1 -> 0.2; seed: 0 -> 7\)\. Choose another --out"):
+        enter(run.path, "toy", Settings(run.path, rate=0.2, seed=7, workers=3))
+    with pytest.raises(RunError, match=r"\(recipe: toy -> other\)"):
+        enter(run.path, "other", Settings(run.path))
+    assert content(run.path) == before
+
+
+def test_settings_that_do_not_affect_the_result_may_differ(run: RunDir) -> None:
+    with writing(run.path, "toy", Settings(run.path, workers=7)) as again:
+        assert again.finished
+
+
+def test_an_interrupted_run_is_unfinished_and_taken_up_again(tmp_path: Path) -> None:
+    settings = Settings(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt), writing(settings.out, "toy", settings) as run:
+        run.write(rundir.LABELS, "cat\n")
+        raise KeyboardInterrupt
+    assert not RunDir(settings.out).finished
+    with pytest.raises(RunError, match="unfinished"):
+        open_run(settings.out)
+    assert open_run(finish(settings).path).class_names == ("cat", "dog")
+
+
+def test_a_directory_with_something_else_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RunError, match="not empty and not a run directory"):
+        enter(tmp_path, "toy", Settings(tmp_path))
+    assert content(tmp_path) == {"thesis.tex": b"precious"}
+    with pytest.raises(RunError, match=r"thesis\.tex: is a file"):
+        enter(tmp_path / "thesis.tex", "toy", Settings(tmp_path))
+
+
+def test_an_empty_directory_is_taken_and_what_a_kill_left_there_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".config.json.k2j3h4").write_text("{")  # killed while the first file was written
+    assert open_run(finish(Settings(tmp_path)).path).path == tmp_path
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", "\xff"])
+def test_damaged_settings_are_refused(run: RunDir, text: str) -> None:
+    (run.path / rundir.CONFIG).write_text(text, encoding="latin-1")
+    with pytest.raises(RunError, match=r"config\.json: damaged"):
+        enter(run.path, "toy", Settings(run.path))
+
+
+def test_a_second_process_is_refused_at_once(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; sys.path.insert(0, 'tests')\n"
+        "from test_rundir import *\n"
+        "with writing(sys.argv[1], 'toy', Settings(Path(sys.argv[1]))):\n"
+        "    print('mine', flush=True); sys.stdin.read()\n"
+    )
+    out = tmp_path / "run"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert holder.stdin and holder.stdout
+    with holder:
+        assert holder.stdout.readline() == b"mine\n"
+        with pytest.raises(RunError, match="another process is writing this run"):
+            enter(out, "toy", Settings(out))
+        holder.stdin.close()
+        assert holder.wait() == 0
+    assert finish(Settings(out)).finished  # the lock went with its holder
+
+
+def test_a_run_may_move(run: RunDir, tmp_path: Path) -> None:
+    shutil.move(run.path, tmp_path / "moved")
+    assert open_run(str(tmp_path / "moved")).finished
