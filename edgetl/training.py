@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.console import progress, quiet_tensorflow
+from edgetl.errors import ConfigError
 from edgetl.features import Scaling
 from edgetl.heads import HEADS, build_head
 
@@ -53,6 +54,9 @@ def train_head(
 
     Returns:
         The head, for raw features.
+
+    Raises:
+        ConfigError: the weights became infinite.
     """
     scaling = Scaling.of(features)
     head = build_head(task, features.shape[1], outputs, hidden_units=settings.hidden_units, dropout=settings.dropout)
@@ -72,6 +76,8 @@ def train_head(
             callbacks=[stop, _Epochs(bar)],
             verbose=0,
         )
+    if not all(np.isfinite(weights).all() for weights in head.get_weights()):
+        raise ConfigError(f"training diverged: learning rate {settings.learning_rate:g} is too high. Try a tenth of it")
     first = next(layer for layer in head.layers if isinstance(layer, keras.layers.Dense))
     first.set_weights(scaling.fold(*first.get_weights()))
     return head

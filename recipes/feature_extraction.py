@@ -3,6 +3,7 @@
 `python -m recipes.feature_extraction --data photos/ --out runs/mine`
 """
 
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,7 @@ def main(config: Config) -> RunDir:
     row = registry.get(config.backbone)
     spec = ImageInput(config.image_size or row.default_size, config.image_size or row.default_size, config.resize)
     examples = data.load(config.data)
+    divide(config, examples)  # what can't be divided is refused now, not after minutes of computing
     with rundir.writing(config.out, RECIPE, config) as run:
         if run.finished:
             log.info("%s: already finished with these settings", run.path)
@@ -104,12 +106,7 @@ def main(config: Config) -> RunDir:
 
         backbone = build_backbone(config, row, spec)
         table = extract(config, row, spec, examples, backbone)
-        splits = data.split(
-            table.examples,
-            validation_fraction=config.validation_fraction,
-            test_fraction=config.test_fraction,
-            seed=config.seed,
-        )
+        splits = divide(config, table.examples)
         head, chosen = fit_head(config, table, splits)
         model = heads.attach(backbone, head)
         save(run, config, spec, model, table, splits, evaluate_head(head, table, splits, chosen))
@@ -126,14 +123,26 @@ def check(config: Config) -> None:
     for name, value in positive + [("hidden-units", units) for units in config.hidden_units]:
         if value < 1:
             raise ConfigError(f"--{name} {value}: must be at least 1")
-    if config.learning_rate <= 0:
+    if not 0 < config.learning_rate < math.inf:
         raise ConfigError(f"--learning-rate {config.learning_rate}: must be positive, such as 1e-3")
+    if not 0 <= config.weight_decay < math.inf:
+        raise ConfigError(f"--weight-decay {config.weight_decay}: must not be negative, such as 1e-2")
     for name, fraction in [("dropout", config.dropout), ("max-unreadable", config.max_unreadable)]:
         if not 0 <= fraction < 1:
             raise ConfigError(f"--{name} {fraction}: a share between 0 and 1 is needed, such as 0.3")
     for name, number in [("image-size", config.image_size), ("workers", config.workers)]:
         if number < 0:
             raise ConfigError(f"--{name} {number}: must not be negative; 0 chooses by itself")
+
+
+def divide(config: Config, examples: data.Examples) -> data.Splits:
+    """Split the examples as the settings say."""
+    return data.split(
+        examples,
+        validation_fraction=config.validation_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+    )
 
 
 def build_backbone(config: Config, row: Backbone, spec: InputSpec) -> "keras.Model":
@@ -157,10 +166,11 @@ def extract(
     workers = config.workers or features.available_cores()
 
     def make_forward() -> features.Forward:
+        from export.artifacts import device_errors
         from export.device.interpreter import Pool
         from export.saved_model import float_tflite
 
-        with progress(f"convert {row.name} for the feature pass"):
+        with progress(f"convert {row.name} for the feature pass"), device_errors():
             return Pool(float_tflite(backbone), workers).run
 
     from edgetl.backbones.weights import weights_id
