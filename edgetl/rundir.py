@@ -6,6 +6,7 @@ written under a temporary name and renamed, so a name never stands for half a fi
 """
 
 import contextlib
+import csv
 import dataclasses
 import fcntl
 import hashlib
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgetl.config import from_json, to_json
 from edgetl.data import Splits, load, read_csv
-from edgetl.errors import ConfigError, RunError
+from edgetl.errors import ConfigError, EdgetlError, RunError
 from edgetl.inputs import InputSpec
 
 if TYPE_CHECKING:
@@ -150,6 +151,12 @@ class RunDir:
         splits, _ = read_csv(text, load(self.manifest.data), source=str(self.path / SPLITS))
         return splits
 
+    @cached_property
+    def photo_sha256(self) -> dict[str, str]:
+        """Hash of each photo's bytes when the run was made, by id."""
+        with (self.path / SPLITS).open(encoding="utf-8", newline="") as file:
+            return {row["id"]: row["sha256"] for row in csv.DictReader(file)}
+
     def finish(self, *, recipe: str, data: str, data_sha256: str, seed: int) -> None:
         """Seal the run: hash every result and write the manifest."""
         files = {name: sha256_of(self.path / name) for name in RESULTS}
@@ -227,9 +234,15 @@ def writing(path: str | Path, recipe: str, config: Any) -> Iterator[RunDir]:
         raise RunError(f"{run.path}: not empty and not a run directory. Choose another --out")
     run.path.mkdir(parents=True, exist_ok=True)
     with _locked(run.path / ".lock", run.path):
-        if not stored.is_file():
+        fresh = not stored.is_file()
+        if fresh:
             run.write(CONFIG, json.dumps(settings, indent=2) + "\n")
-        yield run
+        try:
+            yield run
+        except EdgetlError:
+            if fresh and not any((run.path / name).exists() for name in (*RESULTS, MANIFEST) if name != CONFIG):
+                stored.unlink(missing_ok=True)  # settings that can't work must not stand in the way of better ones
+            raise
 
 
 def _refuse_other_settings(stored: Path, settings: dict[str, Any], config: Any) -> None:
