@@ -20,7 +20,7 @@ from edgetl.console import progress, quiet_tensorflow, swallowed_output
 from edgetl.errors import ConfigError, DatasetError
 from edgetl.rundir import RunDir, installed_versions, open_run, write_atomic
 from export import schemes
-from export.artifacts import Artifact
+from export.artifacts import Artifact, device_errors
 from export.schemes import SCHEMES, Scheme
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def main(config: Config) -> tuple[Artifact, ...]:
     model = keras.saving.load_model(run.model_path, compile=False)
     run.export_path.mkdir(exist_ok=True)
     written = []
-    with ExitStack() as stack, progress("export", len(wanted)) as bar:
+    with ExitStack() as stack, progress("export", len(wanted)) as bar, device_errors():
         graphs: dict[bool, Graph] = {}
         for scheme in wanted:
             with swallowed_output():
@@ -93,17 +93,22 @@ def main(config: Config) -> tuple[Artifact, ...]:
 def calibration_images(run: RunDir, count: int, seed: int) -> tuple[data.Examples, list[NDArray[np.uint8]]]:
     """Choose and decode photos of the training split, stratified by class.
 
+    Returns:
+        The photos that could be read, and their pixels.
+
     Raises:
-        DatasetError: the photos are no longer there, or none can be read.
+        DatasetError: the photos are no longer there, or more than a few can't be read.
     """
     train = run.splits().train
     chosen = data.stratified_subset(train, min(count, len(train)), seed)
-    images = [pixels for batch in data.decoded(chosen, run.inputs) for pixels in batch.pixels]
+    batches = list(data.decoded(chosen, run.inputs))
+    images = [pixels for batch in batches for pixels in batch.pixels]
     if not images:
         raise DatasetError(
             f"{train.root}: no calibration images could be read. Restore the photos of the training split"
         )
-    return chosen, images
+    data.check_unreadable([failure for batch in batches for failure in batch.unreadable], len(chosen))
+    return chosen.select(np.concatenate([batch.indices for batch in batches])), images
 
 
 def _write(
