@@ -18,7 +18,7 @@ from tyro.conf import Positional
 from edgetl import data
 from edgetl.config import command, to_json
 from edgetl.console import progress, quiet_tensorflow
-from edgetl.errors import ConfigError
+from edgetl.errors import ArtifactError, ConfigError, DatasetError
 from edgetl.features import Forward
 from edgetl.metrics import Scores, agreement, score
 from edgetl.rundir import RunDir, installed_versions, open_run, write_atomic
@@ -77,8 +77,8 @@ def main(config: Config) -> EvaluationReport:
 
     Raises:
         RunError: the run is missing, unfinished or damaged.
-        DatasetError: the photos of the test split are gone.
-        ArtifactError: no artifact, or one that is damaged.
+        DatasetError: photos of the test split are gone or were changed.
+        ArtifactError: no artifact, or one that is damaged or gives outputs that are not finite.
     """
     if config.workers < 0:
         raise ConfigError(f"--workers {config.workers}: give the number of threads, or 0 for one per core")
@@ -88,6 +88,9 @@ def main(config: Config) -> EvaluationReport:
     workers = config.workers or os.cpu_count() or 1
     labels, outputs, unreadable, runtime = _predict(run, artifacts, test, workers)
     keras_outputs, *artifact_outputs = outputs
+    for artifact, probabilities in zip(artifacts, artifact_outputs, strict=True):
+        if not np.isfinite(probabilities).all():
+            raise ArtifactError(f"{artifact.path}: outputs are not finite. Deploy another scheme")
     report = EvaluationReport(
         run_sha256=run.manifest.files["model.keras"],
         data_sha256=run.manifest.data_sha256,
@@ -129,6 +132,7 @@ def _predict(
             bar.advance(len(batch.pixels) + len(batch.unreadable))
             if not len(batch.pixels):
                 continue
+            _refuse_changed(run, test.select(batch.indices), batch.sha256)
             labels.append(test.labels[batch.indices])
             outputs[0].append(keras_forward(batch.pixels))
             parts = np.array_split(batch.pixels, min(workers, len(batch.pixels)))
@@ -141,6 +145,13 @@ def _predict(
         tuple(failure.id for failure in unreadable),
         pools[0].runtime,
     )
+
+
+def _refuse_changed(run: RunDir, photos: data.Examples, sha256: Sequence[str]) -> None:
+    """The report names the data by its hash, so it must be that data."""
+    for photo, found in zip(photos, sha256, strict=True):
+        if found != run.photo_sha256.get(photo.id):
+            raise DatasetError(f"{photo.path}: changed since the run was made. Restore the photo or train again")
 
 
 def _keras_forward(run: RunDir) -> Forward:
