@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgetl.errors import ArtifactError
 from edgetl.inputs import InputSpec
-from edgetl.rundir import RunDir, read_json, sha256_of
+from edgetl.rundir import MODEL, RunDir, read_json, sha256_of
 from export.device.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -82,6 +82,10 @@ def find_artifacts(run: RunDir, schemes: Sequence[str] = ()) -> tuple[Artifact, 
         if sha256_of(path) != artifact.sha256:
             raise ArtifactError(
                 f"{path}: not the file that {path.stem}.json describes. Run python -m export.convert {run.path} again"
+            )
+        if artifact.run_sha256 != run.manifest.files[MODEL]:
+            raise ArtifactError(
+                f"{path}: made from another model than the run's {MODEL}. Run python -m export.convert {run.path} again"
             )
         artifacts.append(artifact)
     return tuple(artifacts)

@@ -94,6 +94,13 @@ def main(config: Config) -> Report:
                 f"{artifact.path}: not timed since it was made. Run python -m export.benchmark {run.path}"
             )
         rows.append(_row(artifact, scored[artifact.sha256], latency, reference))
+    circumstances = {(latency.device, latency.threads, latency.kernels) for latency in latencies}
+    if len(circumstances) > 1:
+        raise ArtifactError(
+            f"{run.export_path}: artifacts were timed under different circumstances "
+            f"({'; '.join(f'{d}, {t} thread(s), {k}' for d, t, k in sorted(circumstances))}). "
+            f"Time all of them in one go: python -m export.benchmark {run.path}"
+        )
     report = Report(
         run=str(run.path),
         recipe=run.manifest.recipe,
@@ -136,11 +143,10 @@ def show(report: Report) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("scheme", no_wrap=True)
     for title in ("size MB", "top-1 %", "95 % interval", "drop", "as Keras %", "ms median", "ms p90"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("file", no_wrap=True)
     for row in report.artifacts:
         table.add_row(
             row.scheme,
@@ -151,17 +157,16 @@ def show(report: Report) -> str:
             f"{100 * row.agreement:.2f}",
             f"{row.latency_ms_median:.2f}",
             f"{row.latency_ms_p90:.2f}",
-            row.path,
         )
     buffer = StringIO()
     Console(file=buffer, width=120).print(table)
     samples = report.artifacts[0].samples
     lines = [
-        buffer.getvalue().rstrip(),
+        *(line.rstrip() for line in buffer.getvalue().splitlines()),
         f"{samples} test photos of {report.data}; Keras itself: {100 * report.keras_top1:.2f} %",
         f"latency: {report.threads} thread(s), {report.kernels}, {report.device}"
         + ("; the machine was busy: do not trust the times" if report.noisy else ""),
-        f"everything lies in {report.run} (figures: {report.run}/{REPORT})",
+        f"files: {report.run}/export/<scheme>.tflite; figures: {report.run}/{REPORT}",
     ]
     return "\n".join(lines)
 
