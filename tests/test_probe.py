@@ -1,0 +1,178 @@
+"""Heads: the linear probe against scikit-learn, hidden layers by Keras, and both folded back to raw features."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+
+from edgetl import training
+from edgetl.errors import EdgetlError
+from edgetl.features import Scaling
+from edgetl.heads import HEADS, OUTPUT_LAYER, attach, build_head
+from edgetl.metrics import score
+from edgetl.probe import L2_GRID, LinearProbe, fit_linear_probe
+from edgetl.training import HeadTraining, train_head
+
+Split = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def table(classes: int, n: int = 120, d: int = 12, noise: float = 1.5, seed: int = 0, decades: float = 3) -> Split:
+    """Training and validation features around one centre per class; columns differ by so many powers of ten."""
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(classes, d))
+    labels = np.arange(n) % classes
+    values = (centres[labels] + noise * random.normal(size=(n, d))) * np.logspace(-decades / 2, decades / 2, d) + 3
+    values = values.astype(np.float32)
+    return values[: n // 2], labels[: n // 2], values[n // 2 :], labels[n // 2 :]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def probabilities(probe: LinearProbe, values: np.ndarray) -> np.ndarray:
+    return softmax(values.astype(np.float64) @ probe.kernel + probe.bias)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_folded_probe_gives_scikit_learns_probabilities(classes: int) -> None:
+    x, y, vx, vy = table(classes)
+    probe = fit_linear_probe(x, y, vx, vy, inverse_l2=(0.01,))
+    assert probe.kernel.shape == (12, classes) and probe.bias.shape == (classes,)
+    assert probe.kernel.dtype == probe.bias.dtype == np.float32
+    scaling = Scaling.of(x)
+    # The same solver with the same settings, from the same start: what is left is rounding of the folded weights to
+    # float32, 6e-8 of logits that reach some tens on columns of up to 100.
+    model = LogisticRegression(C=0.01, solver="lbfgs", max_iter=1000, tol=1e-3).fit(scaling.apply(x), y)
+    np.testing.assert_allclose(probabilities(probe, vx), model.predict_proba(scaling.apply(vx)), atol=2e-5)
+
+
+def test_strength_is_chosen_by_validation_log_loss() -> None:
+    x, y, vx, vy = table(3, n=60, d=40, noise=4.0)
+    probe = fit_linear_probe(x, y, vx, vy)
+    alone = {c: log_loss(vy, probabilities(fit_linear_probe(x, y, vx, vy, inverse_l2=(c,)), vx)) for c in L2_GRID}
+    best = min(alone, key=lambda c: alone[c])
+    assert min(L2_GRID) < best < max(L2_GRID), "the case must have its best inside the grid"
+    assert probe.inverse_l2 == best
+    # A warm start ends within the solver's tolerance of a cold one.
+    assert log_loss(vy, probabilities(probe, vx)) == pytest.approx(alone[best], rel=5e-3)
+
+
+def test_validation_decides_not_training() -> None:
+    x, y, vx, vy = table(2, noise=3.0)
+    strict = fit_linear_probe(x, y, vx, 1 - vy).inverse_l2  # labels turned around: the less is learned the better
+    assert strict == L2_GRID[0]
+    assert fit_linear_probe(x, y, x, y).inverse_l2 == L2_GRID[-1]
+
+
+def test_a_dead_feature_changes_nothing() -> None:
+    x, y, vx, vy = table(3, decades=0)
+    plain = fit_linear_probe(x, y, vx, vy, inverse_l2=(0.1,))
+    dead = [np.insert(part, 5, 7.0, axis=1).astype(np.float32) for part in (x, vx)]
+    probe = fit_linear_probe(dead[0], y, dead[1], vy, inverse_l2=(0.1,))
+    assert np.isfinite(probe.kernel).all() and np.isfinite(probe.bias).all()
+    assert np.abs(probe.kernel[5]).max() < 1e-6  # nothing to learn from it, and L2 holds it at 0
+    # The scales of the others move a little, with the median deviation; the penalty with them.
+    np.testing.assert_allclose(probabilities(probe, dead[1]), probabilities(plain, vx), atol=0.01)
+    dead[1][:, 5] += 1000.0  # on the device it fires
+    assert np.abs(probabilities(probe, dead[1]) - probabilities(probe, np.insert(vx, 5, 7.0, axis=1))).max() < 0.01
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+def test_head_layers_are_those_asked_for() -> None:
+    linear = build_head("classification", 10, 3)
+    assert [layer.name for layer in linear.layers] == [OUTPUT_LAYER]
+    deep = build_head("classification", 10, 3, hidden_units=(8, 4), dropout=0.5)
+    assert [layer.name for layer in deep.layers] == [
+        "head_dropout1",
+        "head_dense1",
+        "head_dropout2",
+        "head_dense2",
+        "head_dropout",
+        OUTPUT_LAYER,
+    ]
+    assert [layer.units for layer in deep.layers if isinstance(layer, keras.layers.Dense)] == [8, 4, 3]
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_every_task_builds_attaches_and_saves(task: str, tmp_path: Path) -> None:
+    images = keras.Input((4, 4, 3), name="images")
+    backbone = keras.Model(images, keras.layers.GlobalAveragePooling2D()(images), name="toy")
+    model = attach(backbone, build_head(task, 3, 5, hidden_units=(4,), dropout=0.2))
+    assert model.output_shape == (None, 5)
+    assert not [layer for layer in model.layers if isinstance(layer, keras.Model)], (
+        "nested: export and QAT can't see in"
+    )
+    model.save(tmp_path / "m.keras")
+    again = keras.saving.load_model(tmp_path / "m.keras", compile=False)
+    photo = np.full((2, 4, 4, 3), 100.0, np.float32)
+    np.testing.assert_array_equal(model(photo), again(photo))
+
+
+# --- hidden layers --------------------------------------------------------------------------------------------------
+
+SETTINGS = HeadTraining((16,), 0.1, 3e-2, 1e-2, epochs=10, batch_size=16)
+
+
+def test_mlp_learns_and_repeats_by_seed() -> None:
+    x, y, vx, vy = table(3, noise=0.3)
+    heads = []
+    for seed in (1, 1, 2):
+        keras.utils.set_random_seed(seed)
+        heads.append(train_head("classification", x, y, vx, vy, 3, SETTINGS))
+    # Centres are some six standard deviations apart here: a head that learns at all is right everywhere.
+    assert (heads[0].predict(vx, verbose=0).argmax(axis=1) == vy).mean() > 0.95
+    for first, second in zip(heads[0].get_weights(), heads[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert np.abs(heads[0].get_weights()[0] - heads[2].get_weights()[0]).max() > 1e-3
+
+
+def test_folded_first_layer_gives_the_outputs_of_the_scaled_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, vx, vy = table(3)
+    trained: list[np.ndarray] = []
+    fold = Scaling.fold
+
+    def remember(self: Scaling, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        trained.extend([kernel, bias])
+        return fold(self, kernel, bias)
+
+    monkeypatch.setattr(Scaling, "fold", remember)
+    keras.utils.set_random_seed(0)
+    head = train_head("classification", x, y, vx, vy, 3, SETTINGS)
+    folded = head.predict(vx, verbose=0)
+    head.layers[1].set_weights(trained)
+    scaled = head.predict(Scaling.of(x).apply(vx), verbose=0)
+    # float32 sums in another order, of terms up to a hundred times the result.
+    np.testing.assert_allclose(folded, scaled, atol=1e-4)
+
+
+def test_weights_of_the_best_epoch_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, vx, vy = table(2, noise=3.0)
+    histories: list[dict[str, list[float]]] = []
+    fit = keras.Sequential.fit
+
+    def remember(self: keras.Sequential, *args: object, **keywords: object) -> object:
+        history = fit(self, *args, **keywords)
+        histories.append(history.history)
+        return history
+
+    monkeypatch.setattr(training.keras.Sequential, "fit", remember)
+    keras.utils.set_random_seed(0)
+    settings = HeadTraining((32,), 0.0, 5e-2, 0.0, epochs=60, batch_size=16, patience=5)
+    head = train_head("classification", x, y, vx, vy, 2, settings)
+    losses = histories[0]["val_loss"]
+    assert len(losses) < 60 and int(np.argmin(losses)) == len(losses) - 6, "it must stop early in this case"
+    # Keras averages over batches in float32.
+    assert score(vy, head.predict(vx, verbose=0)).log_loss == pytest.approx(min(losses), rel=1e-3)
+
+
+def test_training_that_diverges_is_an_error() -> None:
+    x, y, vx, vy = table(2)
+    with pytest.raises(EdgetlError, match=r"learning.rate"):
+        train_head("classification", x, y, vx, vy, 2, HeadTraining((8,), 0.0, 1e38, 0.0, epochs=3, batch_size=16))
