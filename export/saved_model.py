@@ -40,7 +40,9 @@ def frozen_saved_model(model: "keras.Model") -> Iterator[Path]:
     module = tf.Module()
     module.serve = tf.function(lambda images: {OUTPUT_NAME: graph(images)[0]}, input_signature=[signature])
     with tempfile.TemporaryDirectory(prefix="edgetl-") as folder:
-        tf.saved_model.save(module, folder, signatures={"serving_default": module.serve})
+        # Gradients are of no use in a frozen graph, and those of swish (EfficientNet) can't be saved from one.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(module, folder, signatures={"serving_default": module.serve}, options=options)
         yield Path(folder)
 
 
