@@ -87,6 +87,8 @@ def test_lookup_ignores_spelling(spelling):
 def test_unknown_name_suggests():
     with pytest.raises(BackboneError, match=r"'mobilnet_v2' is unknown. Did you mean MobileNetV2.*lists all$"):
         get("mobilnet_v2")
+    with pytest.raises(BackboneError, match=r"Did you mean EfficientNetLite0, EfficientNetLite1, EfficientNetLite2\?"):
+        get("lite")
     with pytest.raises(BackboneError, match=r"'qqq' is unknown. `edgetl backbones` lists all"):
         get("qqq")
 
@@ -213,8 +215,9 @@ def test_downloads_are_those_of_keras(name, monkeypatch):
         assert asked[-1] == (file.cache_name, file.url, file.digest)
 
 
+# MobileNetV3 leaves the size open where none is asked for; its files have 224 in their names.
 @slow
-@pytest.mark.parametrize("name", KERAS)
+@pytest.mark.parametrize("name", [name for name in KERAS if not name.startswith("MobileNetV3")])
 def test_default_sizes_are_those_of_keras(name):
     with_top = construct(BACKBONES[name], ImageInput(1, 1), include_top=True, input_shape=None, pooling=None)
     assert with_top.input_shape[1:3] == (BACKBONES[name].default_size,) * 2

@@ -25,6 +25,7 @@ def get(name: str) -> Backbone:
     if found := by_key.get(_key(name)):
         return found
     near = [by_key[key].name for key in difflib.get_close_matches(_key(name), by_key, n=3)]
+    near = near or [by_key[key].name for key in by_key if _key(name) in key][:3]
     hint = f"Did you mean {', '.join(near)}? " if near else ""
     raise BackboneError(f"backbone {name!r} is unknown. {hint}`edgetl backbones` lists all")
 

@@ -7,9 +7,9 @@ contains is executed; weights that don't fit are an error that names the layer.
 import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from edgetl.backbones import efficientnet_lite, hdf5
 from edgetl.backbones.backbone import Backbone, KerasFile, PackagedFile
 from edgetl.backbones.registry import BACKBONES, get
 from edgetl.backbones.torch_file import read_tensors
-from edgetl.console import quiet_tensorflow
+from edgetl.console import progress, quiet_tensorflow
 from edgetl.errors import WeightsError
 from edgetl.inputs import ImageInput
 
@@ -174,13 +174,19 @@ def download(file: KerasFile, backbone: Backbone, spec: ImageInput) -> Path:
         cached.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(home, os.W_OK):  # get_file would go to a folder that anybody may write to
             raise PermissionError(f"{home} is not writable")
-        with _time_limit(SILENCE_LIMIT_S), contextlib.redirect_stdout(sys.stderr):
+        # What get_file prints goes nowhere: standard output belongs to results.
+        with (
+            _time_limit(SILENCE_LIMIT_S),
+            progress(f"downloading {file.cache_name}"),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
             found = keras.utils.get_file(
                 file.cache_name, file.url, file_hash=file.digest, cache_dir=str(home), cache_subdir="models"
             )
     # get_file raises plain Exception for a failed download, ValueError for a wrong hash, OSError for silence.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = str(error).removeprefix(f"URL fetch failure on {file.url}: ").removeprefix("None -- ")
+        reason = " ".join(reason.split()) or type(error).__name__
         raise WeightsError(
             f"{backbone.name}: can't get {file.url} ({reason}). Put that file at {cached}, or choose a backbone "
             f"whose weights come as a package: {', '.join(_packaged())}"
