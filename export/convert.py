@@ -5,7 +5,6 @@ Every artifact is converted and checked in memory before it gets its name.
 
 import hashlib
 import sys
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,22 +66,19 @@ def main(config: Config) -> tuple[Artifact, ...]:
     quiet_tensorflow()
     import keras
 
-    from export.quantize import Graph, check, check_equal, quantize, without_normalization
+    from export.quantize import Graph, check, check_equal, prepare, quantize
     from export.saved_model import frozen_saved_model
 
     model = keras.saving.load_model(run.model_path, compile=False)
     run.export_path.mkdir(exist_ok=True)
     written = []
-    with ExitStack() as stack, progress("export", len(wanted)) as bar, device_errors():
-        graphs: dict[bool, Graph] = {}
+    with progress("export", len(wanted)) as bar, device_errors():
         for scheme in wanted:
             with swallowed_output():
-                integer = scheme.io == "uint8"
-                if integer not in graphs:
-                    part, scale, offset = without_normalization(model) if integer else (model, 1.0, 0.0)
-                    graphs[integer] = Graph(stack.enter_context(frozen_saved_model(part)), scale, offset)
-                tflite = quantize(graphs[integer], scheme, images)
-                found = check(tflite, scheme, graphs[integer])
+                part, scale, offset = prepare(model, scheme, images)
+                with frozen_saved_model(part) as saved_model:
+                    tflite = quantize(Graph(saved_model, scale, offset), scheme, images)
+                found = check(tflite, scheme, scale, offset)
                 if scheme.name == "float32":
                     check_equal(model, tflite, images[:CHECKED_IMAGES])
             written.append(_write(run, scheme, tflite, found, chosen))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgetl.errors import ArtifactError
 from export.device.interpreter import Model
 from export.flatbuffer import QUANTIZE, Operator, operators
+from export.rounding import rounded_copy
 from export.saved_model import to_tflite
 from export.schemes import Scheme
 
@@ -53,11 +54,32 @@ def without_normalization(model: "keras.Model") -> tuple["keras.Model", float, f
     return keras.Model(layer.output, model.output), float(layer.scale), float(layer.offset)
 
 
+def prepare(
+    model: "keras.Model", scheme: Scheme, calibration: Sequence[NDArray[np.uint8]]
+) -> tuple["keras.Model", float, float]:
+    """Turn the run's model into the one that a scheme freezes.
+
+    Args:
+        model: raw pixels in; stays as it is.
+        scheme: a row of SCHEMES.
+        calibration: photos, uint8 [h, w, 3]; used where weights become int8.
+
+    Returns:
+        A model, and the scale and offset that its input expects of raw pixels.
+    """
+    scale, offset = 1.0, 0.0
+    if scheme.io == "uint8":
+        model, scale, offset = without_normalization(model)
+    if scheme.weights == "int8":
+        model = rounded_copy(model, np.stack(calibration).astype(np.float32) * np.float32(scale) + np.float32(offset))
+    return model, scale, offset
+
+
 def quantize(graph: Graph, scheme: Scheme, calibration: Sequence[NDArray[np.uint8]]) -> bytes:
     """Convert a graph under a scheme.
 
     Args:
-        graph: for integer schemes from the model without normalization.
+        graph: frozen from what `prepare` returns.
         scheme: a row of SCHEMES.
         calibration: photos, uint8 [h, w, 3]; used by integer schemes only.
     """
@@ -69,7 +91,7 @@ def quantize(graph: Graph, scheme: Scheme, calibration: Sequence[NDArray[np.uint
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if scheme.weights == "float16":
             converter.target_spec.supported_types = [tf.float16]
-        if scheme.needs_calibration:
+        if scheme.activations == "int8":
             converter.representative_dataset = lambda: _normalized(calibration, graph)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
             converter.inference_input_type = converter.inference_output_type = tf.uint8
@@ -91,8 +113,14 @@ def _normalized(calibration: Sequence[NDArray[np.uint8]], graph: Graph) -> Itera
         yield [image * np.float32(graph.scale) + np.float32(graph.offset)]
 
 
-def check(tflite: bytes, scheme: Scheme, graph: Graph) -> tuple[Operator, ...]:
+def check(tflite: bytes, scheme: Scheme, scale: float, offset: float) -> tuple[Operator, ...]:
     """Refuse a model that breaks the contract of its scheme.
+
+    Args:
+        tflite: the model.
+        scheme: what it was made for.
+        scale: of raw pixels, as `prepare` returned it.
+        offset: likewise.
 
     Returns:
         The operators of the model.
@@ -106,11 +134,13 @@ def check(tflite: bytes, scheme: Scheme, graph: Graph) -> tuple[Operator, ...]:
     if foreign:
         raise ArtifactError(f"{scheme.name}: operators that devices lack: {', '.join(foreign)}. Nothing was written")
     if scheme.io == "uint8":
-        _check_integer(tflite, found, scheme, graph)
+        _check_integer(tflite, found, scheme, scale, offset)
     return found
 
 
-def _check_integer(tflite: bytes, found: tuple[Operator, ...], scheme: Scheme, graph: Graph) -> None:
+def _check_integer(
+    tflite: bytes, found: tuple[Operator, ...], scheme: Scheme, expected_scale: float, expected_offset: float
+) -> None:
     floats = sorted({op.name for op in found if op.is_float})
     if floats:
         raise ArtifactError(
@@ -123,13 +153,13 @@ def _check_integer(tflite: bytes, found: tuple[Operator, ...], scheme: Scheme, g
     model = Model(tflite)
     if (model.input.dtype, model.output.dtype) != ("uint8", "uint8"):
         raise ArtifactError(f"{scheme.name}: input {model.input.dtype}, output {model.output.dtype}; expected uint8")
-    # value = scale * (q - zero_point) must equal graph.scale * pixel + graph.offset for q = pixel; the zero point is a
+    # scale * (q - zero_point) must equal expected_scale * pixel + expected_offset for q = pixel; the zero point is a
     # whole number, so an offset such as -1 = -127.5 * 2/255 is met up to half a step.
     scale, zero_point = model.input.scale, model.input.zero_point
-    if abs(scale / graph.scale - 1) > 1e-4 or abs(zero_point + graph.offset / graph.scale) > 0.501:
+    if abs(scale / expected_scale - 1) > 1e-4 or abs(zero_point + expected_offset / expected_scale) > 0.501:
         raise ArtifactError(
             f"{scheme.name}: raw pixels are not valid for the input tensor (scale {scale:.6g}, zero point "
-            f"{zero_point}; expected {graph.scale:.6g}, {-graph.offset / graph.scale:.4g}). Nothing was written"
+            f"{zero_point}; expected {expected_scale:.6g}, {-expected_offset / expected_scale:.4g}). Nothing was written"
         )
 
 

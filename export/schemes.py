@@ -19,8 +19,8 @@ class Scheme:
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the ranges of activations must be measured on photos."""
-        return self.activations == "int8"
+        """Whether photos are needed: for the ranges of activations, or for the rounding of int8 weights."""
+        return self.weights == "int8"
 
 
 SCHEMES: dict[str, Scheme] = {
