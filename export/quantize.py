@@ -51,7 +51,9 @@ def without_normalization(model: "keras.Model") -> tuple["keras.Model", float, f
     layer = next((x for x in model.layers if x.name == NORMALIZE_LAYER), None)
     if not isinstance(layer, keras.layers.Rescaling) or np.ndim(layer.scale) or np.ndim(layer.offset):
         return model, 1.0, 0.0
-    return keras.Model(layer.output, model.output), float(layer.scale), float(layer.offset)
+    # Keras would number an unnamed model, tensors are named after it, and no two conversions would give the same bytes.
+    part = keras.Model(layer.output, model.output, name=model.name)
+    return part, float(layer.scale), float(layer.offset)
 
 
 def prepare(
