@@ -161,7 +161,7 @@ def _check_integer(
     if abs(scale / expected_scale - 1) > 1e-4 or abs(zero_point + expected_offset / expected_scale) > 0.501:
         raise ArtifactError(
             f"{scheme.name}: raw pixels are not valid for the input tensor (scale {scale:.6g}, zero point "
-            f"{zero_point}; expected {expected_scale:.6g}, {-expected_offset / expected_scale:.4g}). Nothing was written"
+            f"{zero_point}; expected {expected_scale:.6g}, {-expected_offset / expected_scale:.4g}). Not written"
         )
 
 

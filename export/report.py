@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from edgetl.config import command, to_json
 from edgetl.errors import ArtifactError
-from edgetl.rundir import open_run, read_json, write_atomic
+from edgetl.rundir import RunDir, open_run, read_json, write_atomic
 from export.artifacts import Artifact, find_artifacts
 from export.benchmark import LatencyReport
 from export.evaluate import EVALUATION, ArtifactScores, EvaluationReport
@@ -44,8 +44,9 @@ class ReportRow:
     """Accuracy lost against the float32 artifact (against Keras where there is none); negative: gained."""
     agreement: float
     """Share of test photos on which the artifact and Keras name the same class."""
-    latency_ms_median: float
-    latency_ms_p90: float
+    latency_ms_median: float | None
+    latency_ms_p90: float | None
+    """One invocation on this machine; None where `export.benchmark` has not been run."""
     samples: int
     """Test photos scored."""
 
@@ -63,6 +64,7 @@ class Report:
     device: str
     threads: int
     kernels: str
+    """Of the latencies; empty and 0 where there are none."""
     noisy: bool
     """Whether the machine was too busy for the latencies to be trusted."""
     artifacts: tuple[ReportRow, ...]
@@ -80,27 +82,23 @@ def main(config: Config) -> Report:
     run = open_run(config.run)
     artifacts = sorted(find_artifacts(run), key=lambda artifact: list(SCHEMES).index(artifact.scheme))
     evaluation = read_json(EvaluationReport, run.export_path / EVALUATION)
-    latencies = [read_json(LatencyReport, run.export_path / f"{a.scheme}.latency.json") for a in artifacts]
+    latencies = {artifact.scheme: _latency(run, artifact) for artifact in artifacts}
     scored = {scores.sha256: scores for scores in evaluation.artifacts}
     reference = next((s.scores.top1 for s in evaluation.artifacts if s.scheme == "float32"), evaluation.keras.top1)
-    rows = []
-    for artifact, latency in zip(artifacts, latencies, strict=True):
+    for artifact in artifacts:
         if artifact.sha256 not in scored:
             raise ArtifactError(
                 f"{artifact.path}: not evaluated since it was made. Run python -m export.evaluate {run.path}"
             )
-        if latency.sha256 != artifact.sha256:
-            raise ArtifactError(
-                f"{artifact.path}: not timed since it was made. Run python -m export.benchmark {run.path}"
-            )
-        rows.append(_row(artifact, scored[artifact.sha256], latency, reference))
-    circumstances = {(latency.device, latency.threads, latency.kernels) for latency in latencies}
+    timed = [latency for latency in latencies.values() if latency]
+    circumstances = {(latency.device, latency.threads, latency.kernels) for latency in timed}
     if len(circumstances) > 1:
         raise ArtifactError(
             f"{run.export_path}: artifacts were timed under different circumstances "
             f"({'; '.join(f'{d}, {t} thread(s), {k}' for d, t, k in sorted(circumstances))}). "
             f"Time all of them in one go: python -m export.benchmark {run.path}"
         )
+    device, threads, kernels = next(iter(circumstances), ("", 0, ""))
     report = Report(
         run=str(run.path),
         recipe=run.manifest.recipe,
@@ -108,18 +106,28 @@ def main(config: Config) -> Report:
         data_sha256=run.manifest.data_sha256,
         run_sha256=evaluation.run_sha256,
         keras_top1=evaluation.keras.top1,
-        device=latencies[0].device,
-        threads=latencies[0].threads,
-        kernels=latencies[0].kernels,
-        noisy=any(latency.noisy for latency in latencies),
-        artifacts=tuple(rows),
+        device=device,
+        threads=threads,
+        kernels=kernels,
+        noisy=any(latency.noisy for latency in timed),
+        artifacts=tuple(_row(a, scored[a.sha256], latencies[a.scheme], reference) for a in artifacts),
         versions=evaluation.versions,
     )
     write_atomic(run.path / REPORT, to_json(report))
     return report
 
 
-def _row(artifact: Artifact, result: ArtifactScores, latency: LatencyReport, reference: float) -> ReportRow:
+def _latency(run: RunDir, artifact: Artifact) -> LatencyReport | None:
+    path = run.export_path / f"{artifact.scheme}.latency.json"
+    if not path.is_file():
+        return None
+    latency = read_json(LatencyReport, path)
+    if latency.sha256 != artifact.sha256:
+        raise ArtifactError(f"{artifact.path}: not timed since it was made. Run python -m export.benchmark {run.path}")
+    return latency
+
+
+def _row(artifact: Artifact, result: ArtifactScores, latency: LatencyReport | None, reference: float) -> ReportRow:
     scores = result.scores
     return ReportRow(
         scheme=artifact.scheme,
@@ -131,8 +139,8 @@ def _row(artifact: Artifact, result: ArtifactScores, latency: LatencyReport, ref
         top1_high=scores.top1_high,
         top1_drop=reference - scores.top1,
         agreement=result.agreement,
-        latency_ms_median=latency.median_ms,
-        latency_ms_p90=latency.p90_ms,
+        latency_ms_median=latency.median_ms if latency else None,
+        latency_ms_p90=latency.p90_ms if latency else None,
         samples=scores.samples,
     )
 
@@ -155,8 +163,7 @@ def show(report: Report) -> str:
             f"{100 * row.top1_low:.1f}-{100 * row.top1_high:.1f}",
             f"{100 * row.top1_drop:+.2f}",
             f"{100 * row.agreement:.2f}",
-            f"{row.latency_ms_median:.2f}",
-            f"{row.latency_ms_p90:.2f}",
+            *("-" if ms is None else f"{ms:.2f}" for ms in (row.latency_ms_median, row.latency_ms_p90)),
         )
     buffer = StringIO()
     Console(file=buffer, width=120).print(table)
@@ -164,11 +171,17 @@ def show(report: Report) -> str:
     lines = [
         *(line.rstrip() for line in buffer.getvalue().splitlines()),
         f"{samples} test photos of {report.data}; Keras itself: {100 * report.keras_top1:.2f} %",
-        f"latency: {report.threads} thread(s), {report.kernels}, {report.device}"
-        + ("; the machine was busy: do not trust the times" if report.noisy else ""),
+        _circumstances(report),
         f"files: {report.run}/export/<scheme>.tflite; figures: {report.run}/{REPORT}",
     ]
     return "\n".join(lines)
+
+
+def _circumstances(report: Report) -> str:
+    if not report.threads:
+        return f"latency: not measured here; python -m export.benchmark {report.run}"
+    busy = "; the machine was busy: do not trust the times" if report.noisy else ""
+    return f"latency: {report.threads} thread(s), {report.kernels}, {report.device}{busy}"
 
 
 if __name__ == "__main__":

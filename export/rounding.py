@@ -1,10 +1,10 @@
 """Puts weights on the int8 grid so that their rounding errors cancel instead of adding up.
 
 The converter rounds every weight to the nearest of 255 steps. The errors of one filter are random, but what they
-multiply is not: activations behind a ReLU have a mean far from zero, so the sum of errors acts like a bias that moves with
-the brightness of the photo. Here a few weights per filter are rounded the other way, those that were closest to the middle
-between two steps, until the error of the filter on its mean input is zero. The converter then finds the weights
-on its own grid (largest absolute weight of the channel / 127) and leaves them as they are.
+multiply is not: activations behind a ReLU have a mean far from zero, so the sum of errors acts like a bias that moves
+with the brightness of the photo. Here a few weights per filter are rounded the other way, those that were closest to
+the middle between two steps, until the error of the filter on its mean input is zero. The converter then finds the
+weights on its own grid (largest absolute weight of the channel / 127) and leaves them as they are.
 
 On EfficientNet-Lite0 and elpv this halves the error of int8 features; `benchmarks/accuracy.py` has both sides.
 

@@ -244,7 +244,7 @@ def save(
     run.write(rundir.SPLITS, data.write_csv(splits, hashes))
     run.write_model(model)
     run.write(rundir.METRICS, to_json(metrics))
-    run.finish(recipe=RECIPE, data=table.examples.source, data_sha256=table.data_sha256, seed=config.seed)
+    run.finish(recipe=RECIPE, data=table.examples.location, data_sha256=table.data_sha256, seed=config.seed)
 
 
 def show(run: RunDir) -> str:

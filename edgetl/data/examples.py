@@ -47,6 +47,11 @@ class Examples:
     def __iter__(self) -> Iterator[Example]:
         return iter(self.items)
 
+    @property
+    def location(self) -> str:
+        """What `load` takes to find them again from any working directory: a name, or an absolute path."""
+        return str(self.root.resolve()) if self.root == Path(self.source) else self.source
+
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Label of each example, int64 [n], read-only."""
