@@ -6,6 +6,7 @@ Nothing in here knows about images or models.
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import io
 import re
 import signal
@@ -85,8 +86,6 @@ def command(
         Exit status: 0, 2 for an error of the user's or the data's, 130 for Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if sys.argv[0].startswith("edgetl "):  # called through the console script
-        prog = sys.argv[0]
     rest = [word for word in arguments if word not in (QUIET, DEBUG)]
     quiet, debug = QUIET in arguments, DEBUG in arguments
     with contextlib.suppress(ValueError):  # not in the main thread
@@ -122,7 +121,7 @@ def parse(config: type[C], argv: Sequence[str], *, prog: str) -> C:
     note = "\n\nAlso: --quiet (no progress, no log), --debug (traceback on errors)."
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(config, args=list(argv), prog=prog, description=(config.__doc__ or "") + note)
+            return tyro.cli(config, args=list(argv), prog=prog, description=(inspect.getdoc(config) or "") + note)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -1,8 +1,10 @@
 """The console script: `edgetl fine-tune ...` is `python -m recipes.fine_tune ...`."""
 
 import difflib
-import runpy
+import importlib
 import sys
+
+from edgetl.config import command
 
 COMMANDS = {
     "backbones": ("edgetl.backbones", "list the pretrained networks"),
@@ -31,9 +33,9 @@ def main() -> None:
         hint = f"Did you mean {near[0]}?" if near else f"Commands: {', '.join(COMMANDS)}"
         print(f"edgetl: unknown command {name!r}. {hint}", file=sys.stderr)
         sys.exit(2)
-    module, _ = COMMANDS[name]
-    sys.argv = [f"edgetl {name}", *arguments[1:]]
-    runpy.run_module(module, run_name="__main__")
+    module = importlib.import_module(COMMANDS[name][0])
+    prog = f"edgetl {name}"
+    sys.exit(command(module.main, module.Config, prog=prog, show=module.show, argv=arguments[1:]))
 
 
 def usage() -> str:
