@@ -170,7 +170,7 @@ def _one_line(box: str) -> str:
     """The messages of tyro's error boxes without frames and without the help text that they repeat."""
     sections = re.split(r"\n[^\n]*─{5,}[^\n]*", "\n" + re.sub(r"\x1b\[[0-9;]*m", "", box))
     texts = (" ".join(part.replace("│", " ").split()) for part in sections)
-    keep = [t for t in texts if t and not t.startswith(("For full helptext", "Argument helptext"))]
+    keep = [t for t in texts if t and not t.startswith(("For full helptext", "Argument helptext", "Perhaps you meant"))]
     return "; ".join(text.rstrip(".:") for text in keep) or "cannot parse the command line"
 
 
