@@ -69,7 +69,7 @@ def main(config: Config) -> Figures:
     """Run all comparisons."""
     quiet_tensorflow()
     import keras
-    from export.device.pool import Pool
+    from export.device.interpreter import Pool
 
     from edgetl.backbones.build import build
     from export.saved_model import float_tflite

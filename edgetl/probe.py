@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from edgetl.console import log, progress
 from edgetl.features import Scaling
 
-L2_GRID = tuple(float(c) for c in np.logspace(-4, 0, 9))
-"""Inverse L2 strengths (scikit-learn's C) tried, on scaled features."""
+L2_GRID = tuple(float(c) for c in np.logspace(-4, 1, 11))
+"""Inverse L2 strengths (scikit-learn's C) tried, on scaled features, from strong to weak."""
+PATIENCE = 2
+"""Validation loss has one minimum along the grid: stop after so many strengths past it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def fit_linear_probe(
         labels: [n], class indices; every class occurs.
         validation_features: [m, d].
         validation_labels: [m].
-        inverse_l2: strengths to try, in increasing order.
+        inverse_l2: values of C to try, in increasing order; the search ends once two in a row were no better.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
@@ -52,14 +54,19 @@ def fit_linear_probe(
     train, validation = scaling.apply(features), scaling.apply(validation_features)
     model = LogisticRegression(solver="lbfgs", warm_start=True, max_iter=1000, tol=1e-3)
     best: tuple[float, float, NDArray[np.float64], NDArray[np.float64]] | None = None
-    with progress("linear head", len(inverse_l2)) as bar:
+    worse = 0
+    with progress("linear head") as bar:
         for c in inverse_l2:
             model.set_params(C=c).fit(train, labels)
             loss = float(log_loss(validation_labels, model.predict_proba(validation), labels=model.classes_))
             log.debug("C=%.3g: validation log loss %.4f", c, loss)
             if best is None or loss < best[0]:
-                best = (loss, c, model.coef_.copy(), model.intercept_.copy())
+                best, worse = (loss, c, model.coef_.copy(), model.intercept_.copy()), 0
+            else:
+                worse += 1
             bar.advance()
+            if worse == PATIENCE:
+                break
     assert best is not None, "the grid is empty"
     _, c, coefficients, intercept = best
     if len(coefficients) == 1:  # two classes: one row of log odds; sigmoid(z) = softmax(-z/2, z/2)

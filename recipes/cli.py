@@ -7,7 +7,7 @@ import sys
 from edgetl.config import command
 
 COMMANDS = {
-    "backbones": ("edgetl.backbones", "list the pretrained networks"),
+    "backbones": ("edgetl.backbones.__main__", "list the pretrained networks"),
     "feature-extraction": ("recipes.feature_extraction", "train a new head on a frozen backbone"),
     "convert": ("export.convert", "make .tflite artifacts from a run"),
     "evaluate": ("export.evaluate", "score the artifacts on the test split"),

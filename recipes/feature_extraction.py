@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from edgetl import data, features, rundir
 from edgetl.backbones import registry
 from edgetl.backbones.backbone import Backbone
@@ -223,7 +225,7 @@ def evaluate_head(head: "keras.Sequential", table: features.Features, splits: da
     """Score the head on stored features, the test split for the record only."""
 
     def scores(part: data.Examples) -> Scores:
-        return score(part.labels, head.predict(table.of(part), batch_size=1024, verbose=0))
+        return score(part.labels, np.asarray(head(table.of(part), training=False)))
 
     return Metrics(scores(splits.validation), scores(splits.test), chosen)
 
