@@ -1,0 +1,407 @@
+"""Wrong invocations of every command: status 2, one line that says what, where and what next, nothing half-done."""
+
+import errno
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from photos import make_photo_folder
+
+from edgetl import rundir
+from edgetl.config import command
+from edgetl.console import log
+from edgetl.rundir import RunDir
+from recipes import cli
+
+ROOT = Path(__file__).parent.parent
+MODULES = {
+    "recipe": "recipes.feature_extraction",
+    "convert": "export.convert",
+    "evaluate": "export.evaluate",
+    "benchmark": "export.benchmark",
+    "report": "export.report",
+    "backbones": "edgetl.backbones.__main__",
+}
+TINY = ["--backbone", "MobileNetV3Small", "--weights", "none", "--image-size", "32"]
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    before = log.handlers, log.level, log.propagate
+    yield
+    log.handlers, log.level, log.propagate = before
+
+
+def module(name: str) -> ModuleType:
+    return importlib.import_module(MODULES[name])
+
+
+def run(name: str, *arguments: object) -> int:
+    found = module(name)
+    return command(found.main, found.Config, prog=name, show=found.show, argv=[str(each) for each in arguments])
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# --- cases: (command, what to prepare in a folder -> arguments, parts of the line) ----------------------------------
+
+Prepare = Callable[[Path, RunDir], list[object]]
+
+
+def folder_of(**classes: int) -> Callable[[Path], Path]:
+    return lambda here: make_photo_folder(here / "photos", classes, size=(16, 12))
+
+
+def recipe(make: Callable[[Path], Path], *options: str) -> Prepare:
+    return lambda here, run: ["--data", make(here), "--out", here / "out", *TINY, *options]
+
+
+def empty(here: Path) -> Path:
+    (here / "photos").mkdir()
+    return here / "photos"
+
+
+def on_run(*options: str, damage: Callable[[Path], object] = lambda copy: None) -> Prepare:
+    """Use a copy of the finished run, after doing something to it."""
+
+    def prepare(here: Path, run: RunDir) -> list[object]:
+        shutil.copytree(run.path, here / "run")
+        damage(here / "run")
+        return [here / "run", *options]
+
+    return prepare
+
+
+def other_config(here: Path, run: RunDir) -> list[object]:
+    shutil.copytree(run.path, here / "out")
+    return ["--data", make_photo_folder(here / "photos"), "--out", here / "out", *TINY]
+
+
+def in_file(here: Path, run: RunDir) -> list[object]:
+    (here / "file").write_text("x")
+    return ["--data", make_photo_folder(here / "photos"), "--out", here / "file/out", *TINY]
+
+
+def lose_photos(copy: Path) -> None:
+    """Let the run's data be a folder that is gone."""
+    path = copy / rundir.MANIFEST
+    manifest = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**manifest, "data": str(copy.parent / "gone")}))
+
+
+def spoil(name: str, content: bytes = b"spoilt") -> Callable[[Path], object]:
+    return lambda copy: (copy / name).write_bytes(content)
+
+
+def remove(name: str) -> Callable[[Path], object]:
+    return lambda copy: (copy / name).unlink()
+
+
+def tflite(content: bytes) -> Prepare:
+    def prepare(here: Path, run: RunDir) -> list[object]:
+        (here / "x.tflite").write_bytes(content)
+        return [here / "x.tflite", "--runs", "1"]
+
+    return prepare
+
+
+def missing(*options: str) -> Prepare:
+    return lambda here, run: [here / "gone", *options]
+
+
+def words(*arguments: str) -> Prepare:
+    return lambda here, run: list(arguments)
+
+
+CASES: dict[str, tuple[str, Prepare, list[str]]] = {
+    # data
+    "empty folder": ("recipe", recipe(empty), ["photos", "no class folders", "<class>/<photo>.jpg"]),
+    "no folder": (
+        "recipe",
+        recipe(lambda here: here / "gone"),
+        ["gone", "no such folder or data set", "Give a folder"],
+    ),
+    "misspelt data set": ("recipe", words("--data", "elvp", "--out", "o"), ["'elvp'", "Did you mean elpv?"]),
+    "one class": ("recipe", recipe(folder_of(cat=5)), ["1 class folder (cat)", "need at least 2"]),
+    "few photos": ("recipe", recipe(folder_of(cat=9, dog=2)), ["class dog", "2 example(s)", "at least 3", "Add some"]),
+    # settings of the recipe
+    "unknown backbone": (
+        "recipe",
+        recipe(folder_of(cat=5, dog=5), "--backbone", "MobilNetV2"),
+        ["'MobilNetV2'", "Did you mean MobileNetV2", "edgetl backbones"],
+    ),
+    "too small": (
+        "recipe",
+        recipe(folder_of(cat=5, dog=5), "--image-size", "8"),
+        ["8x8", "minimum is 32x32", "larger"],
+    ),
+    "no such weights": ("recipe", recipe(folder_of(cat=5, dog=5), "--weights", "w.h5"), ["w.h5", "Check the path"]),
+    "fraction": ("recipe", recipe(folder_of(cat=5, dog=5), "--test-fraction", "1.5"), ["1.5", "below 1"]),
+    "rubbish number": (
+        "recipe",
+        words("--data", "d", "--out", "o", "--epochs", "many"),
+        ["--epochs", "many", "--help"],
+    ),
+    "nan": ("recipe", words("--data", "d", "--out", "o", "--learning-rate", "nan"), ["--learning-rate nan", "such as"]),
+    "typo": ("recipe", words("--data", "d", "--out", "o", "--bakbone", "x"), ["--bakbone", "Did you mean --backbone?"]),
+    "nothing": ("recipe", words(), ["--data", "--out", "See recipe --help"]),
+    # run directories
+    "other settings": ("recipe", other_config, ["out", "other settings", "backbone: ", "Choose another --out"]),
+    "file in the way": ("recipe", in_file, ["file/out", "Not a directory", "Check the path"]),
+    **{
+        f"{name}: {what}": (name, prepare, parts)
+        for name in ("convert", "evaluate", "report")
+        for what, prepare, parts in (
+            ("no run", missing(), ["gone", "no such run directory", "python -m recipes"]),
+            ("no run given", words(), ["See", "--help"]),
+            ("not a run", lambda here, run: [here], ["not a run directory", "--out of a recipe"]),
+            ("unfinished", on_run(damage=remove(rundir.MANIFEST)), ["unfinished", "same settings"]),
+            ("model changed", on_run(damage=spoil(rundir.MODEL)), ["model.keras", "changed", "run the recipe anew"]),
+            ("labels lost", on_run(damage=remove(rundir.LABELS)), ["labels.txt", "missing", "new --out"]),
+            ("manifest damaged", on_run(damage=spoil(rundir.MANIFEST)), ["manifest.json", "damaged", "make it again"]),
+            ("typo", on_run("--sceme", "int8"), ["--sceme", "--help"]),
+        )
+    },
+    # photos
+    "convert: photos gone": ("convert", on_run(damage=lose_photos), ["gone", "no such folder", "Give a folder"]),
+    "evaluate: photos gone": ("evaluate", on_run(damage=lose_photos), ["gone", "no such folder", "Give a folder"]),
+    # artifacts
+    "convert: scheme": ("convert", on_run("--schemes", "int7"), ["'int7'", "Choose from", "dynamic_int8"]),
+    "convert: no calibration": (
+        "convert",
+        on_run("--calibration-images", "0"),
+        ["--calibration-images 0", "at least 1"],
+    ),
+    "convert: number": ("convert", on_run("--calibration-images", "few"), ["--calibration-images", "few", "--help"]),
+    "evaluate: scheme": ("evaluate", on_run("--schemes", "int7"), ["no artifact int7", "There: ", "export.convert"]),
+    "evaluate: workers": ("evaluate", on_run("--workers", "-1"), ["--workers -1", "0 for one per core"]),
+    **{
+        f"{name}: {what}": (name, prepare, parts)
+        for name in ("evaluate", "report")
+        for what, prepare, parts in (
+            ("spoilt", on_run(damage=spoil("export/int8.tflite")), ["int8.tflite", "not the file", "export.convert"]),
+            ("no json", on_run(damage=remove("export/int8.json")), ["int8.json", "missing", "Run the command"]),
+            ("bad json", on_run(damage=spoil("export/int8.json")), ["int8.json", "damaged", "make it again"]),
+            (
+                "no artifacts",
+                on_run(damage=lambda copy: shutil.rmtree(copy / "export")),
+                ["export", "no artifacts", "export.convert"],
+            ),
+        )
+    },
+    "report: not evaluated": (
+        "report",
+        on_run(damage=remove("export/evaluation.json")),
+        ["evaluation.json", "missing", "Run"],
+    ),
+    "benchmark: nothing there": ("benchmark", missing(), ["gone", "no such run or file", "Give"]),
+    "benchmark: no model": ("benchmark", tflite(b"no model at all"), ["x.tflite", "not a TFLite model", "Give"]),
+    "benchmark: empty": ("benchmark", tflite(b""), ["x.tflite", "empty", "again"]),
+    "benchmark: runs": ("benchmark", missing("--runs", "0"), ["--runs 0", "at least 1"]),
+    "benchmark: kernels": ("benchmark", missing("--kernels", "gpu"), ["--kernels", "gpu", "xnnpack"]),
+    "backbones: none": ("backbones", words("--name-contains", "zzz"), ["'zzz'", "Leave it out"]),
+    "backbones: typo": ("backbones", words("--name", "x"), ["--name", "--help"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_wrong_invocation_is_one_line(
+    case: str, finished_run: RunDir, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name, prepare, parts = CASES[case]
+    arguments = prepare(tmp_path, finished_run)
+    before = snapshot(tmp_path)
+    assert run(name, *arguments, "--quiet") == 2
+    out, err = capfd.readouterr()
+    # In this process TensorFlow was imported by tests, before its start-up lines could be silenced.
+    lines = [line for line in err.splitlines() if "cuda" not in line.lower()]
+    assert out == ""
+    assert len(lines) == 1, err
+    assert lines[0].startswith(f"{name}: ") and "Traceback" not in err
+    assert all(part in lines[0] for part in parts), lines[0]
+    assert snapshot(tmp_path) == before
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("convert", tmp_path / "gone", "--debug") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback") and "open_run" in err
+    assert err.splitlines()[-1].startswith("convert: ")
+
+
+# --- the disk -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_finished(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = make_photo_folder(tmp_path / "photos", {"cat": 5, "dog": 5}, size=(16, 12))
+    real = os.fsync if call == "fsync" else Path.replace
+    calls: list[int] = []
+
+    def full(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) > 1:  # the settings are still written
+            raise OSError(errno.ENOSPC, "No space left on device", "shard")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), full)
+    options = ["--data", photos, "--out", tmp_path / "out", "--cache", tmp_path / "cache", *TINY]
+    assert run("recipe", *options, "--quiet") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "No space left on device. Free some disk space" in err
+    assert not RunDir(tmp_path / "out").finished
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    monkeypatch.undo()
+    assert run("recipe", *options, "--quiet") == 0
+
+
+def test_a_full_disk_while_artifacts_are_written_keeps_the_old_ones(
+    run_copy: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(run_copy.path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for name in ("evaluate", "report"):
+        assert run(name, run_copy.path, "--quiet") == 2
+        assert "Free some disk space" in capsys.readouterr().err
+    assert snapshot(run_copy.path) == before
+
+
+@pytest.mark.parametrize("name", ["evaluate", "report"])
+def test_a_place_without_permission_is_one_line(
+    name: str, run_copy: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Root may write anywhere, so the system's answer is put in its mouth.
+    def denied(*_: object, dir: Path, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/.x")
+
+    monkeypatch.setattr(rundir.tempfile, "mkstemp", denied)
+    assert run(name, run_copy.path, "--quiet") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "Permission denied. Choose a place that you may write to" in err
+
+
+# --- processes of their own -----------------------------------------------------------------------------------------
+
+INVOCATIONS = [
+    *(["-m", name.removesuffix(".__main__")] for name in MODULES.values()),
+    *(["-m", "recipes.cli", name] for name in cli.COMMANDS),
+    ["-m", "recipes.cli"],
+]
+HEAVY = "import sys, atexit, runpy; heavy = {'tensorflow', 'keras', 'sklearn', 'ai_edge_litert', 'scipy'}\n"
+WATCH = HEAVY + (
+    "atexit.register(lambda: print('HEAVY', sorted(heavy & set(sys.modules)), file=sys.stderr))\n"
+    "sys.argv = sys.argv[1:]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)\n"
+)
+
+
+def watched(words: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", WATCH, *words[1:], *options], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+
+
+@pytest.mark.parametrize("words", INVOCATIONS, ids=" ".join)
+def test_help_needs_nothing_heavy(words: list[str]) -> None:
+    done = watched(words, "--help")
+    assert done.returncode == 0
+    assert "usage" in done.stdout.lower() and len(done.stdout.splitlines()) > 3
+    assert done.stderr == "HEAVY []\n"
+
+
+@pytest.mark.parametrize("words", INVOCATIONS[: len(MODULES)], ids=" ".join)
+def test_a_usage_error_needs_nothing_heavy(words: list[str]) -> None:
+    positional = [] if "recipes" in words[1] or "backbones" in words[1] else ["run"]
+    done = watched(words, *positional, "--no-such-option")
+    assert (done.returncode, done.stdout) == (2, "")
+    first, second = done.stderr.splitlines()
+    assert "--no-such-option" in first
+    assert second == "HEAVY []"
+
+
+def test_that_watch_would_see_heavy_imports() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH.replace("runpy.run_module(", "import scipy; print("), "x"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "HEAVY ['scipy']" in done.stderr
+
+
+def python(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *(str(word) for word in words)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+
+
+def test_a_real_process_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
+    done = python("-m", "export.convert", tmp_path / "gone")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"python -m export.convert: {tmp_path}/gone: no such run directory. "
+        "Make one with python -m recipes.feature_extraction\n"
+    )
+
+
+def test_a_corrupt_artifact_in_a_real_process(run_copy: RunDir) -> None:
+    path = run_copy.export_path / "int8.tflite"
+    path.write_bytes(path.read_bytes()[:20_000])
+    done = python("-m", "export.benchmark", path, "--runs", "1", "--quiet")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and "int8.tflite" in done.stderr
+
+
+def test_the_whole_chain_prints_results_only_on_stdout(run_copy: RunDir, capfd: pytest.CaptureFixture[str]) -> None:
+    done = python("-m", "export.report", run_copy.path, "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "dynamic_int8" in done.stdout and "15 test photos" in done.stdout
+
+
+# --- the console script ---------------------------------------------------------------------------------------------
+
+
+def script(monkeypatch: pytest.MonkeyPatch, *words: object) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", ["edgetl", *(str(word) for word in words)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code
+
+
+def test_script_names_near_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script(monkeypatch, "convrt") == 2
+    assert capsys.readouterr() == ("", "edgetl: unknown command 'convrt'. Did you mean convert?\n")
+    assert script(monkeypatch, "zzz") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and all(name in err for name in cli.COMMANDS)
+
+
+def test_script_speaks_under_its_own_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert script(monkeypatch, "report", tmp_path) == 2
+    assert capsys.readouterr().err.startswith("edgetl report: ")
+
+
+def test_script_lists_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script(monkeypatch, "--help") == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in cli.COMMANDS)
+    assert script(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out.strip()
+    assert {name for name, _ in cli.COMMANDS.values()} == set(MODULES.values())
