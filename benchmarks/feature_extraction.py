@@ -26,7 +26,6 @@ from edgetl import data
 from edgetl.config import command
 from edgetl.console import quiet_tensorflow
 from edgetl.data.images import read_image
-from edgetl.features import available_cores
 from edgetl.inputs import ImageInput
 
 EPOCHS = 20
@@ -69,16 +68,16 @@ def main(config: Config) -> Figures:
     """Run all comparisons."""
     quiet_tensorflow()
     import keras
-    from export.device.interpreter import Pool
 
     from edgetl.backbones.build import build
+    from export.device.interpreter import Pool
     from export.saved_model import float_tflite
 
     spec = ImageInput(224, 224)
     examples = data.load(config.data)
     backbone = build("EfficientNetLite0", spec)
     backbone.trainable = False
-    pool = Pool(float_tflite(backbone), available_cores())
+    pool = Pool(float_tflite(backbone), data.default_workers())
     splits = data.split(examples, seed=0)
     sides: dict[str, Callable[[], object]] = {
         "our_pass_s": lambda: _our_pass(examples, spec, pool),
@@ -96,7 +95,7 @@ def main(config: Config) -> Figures:
     fit_epoch_s, fit_top1 = _keras_fit(splits, spec, backbone, config)
     figures = Figures(
         photos=len(examples),
-        cores=available_cores(),
+        cores=data.default_workers(),
         **seconds,
         fit_epoch_s=fit_epoch_s,
         recipe_validation_top1=_recipe(config.data),
@@ -136,14 +135,14 @@ def _tf_pass(examples: data.Examples, spec: ImageInput, backbone: object) -> Non
 
 
 def _decode(examples: data.Examples, spec: ImageInput) -> None:
-    with ThreadPoolExecutor(available_cores()) as threads:
+    with ThreadPoolExecutor(data.default_workers()) as threads:
         for _ in threads.map(lambda e: read_image(e.path, spec), examples):
             pass
 
 
 def _forward(count: int, spec: ImageInput, pool: object) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (1, *spec.shape), np.uint8)
-    with ThreadPoolExecutor(available_cores()) as threads:
+    with ThreadPoolExecutor(data.default_workers()) as threads:
         for _ in threads.map(lambda _: pool.run(pixels), range(count)):
             pass
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.console import Bar, log, progress
-from edgetl.data import Example, Examples, Unreadable, check_unreadable, load_pixels
+from edgetl.data import Example, Examples, Unreadable, check_unreadable, default_workers, load_pixels
 from edgetl.errors import UnreadableImageError
 from edgetl.inputs import InputSpec
 from edgetl.rundir import write_atomic
@@ -131,7 +131,7 @@ def extract(
     if missing:
         forward = make_forward()
         todo = sum(min(SHARD_ROWS, len(examples) - start) for start in missing)
-        with progress("features", todo) as bar, ThreadPoolExecutor(workers or available_cores()) as pool:
+        with progress("features", todo) as bar, ThreadPoolExecutor(workers or default_workers()) as pool:
             for start in missing:
                 rows = examples.items[start : start + SHARD_ROWS]
                 shard = _compute_shard(rows, spec, forward, pool, bar)
@@ -228,8 +228,3 @@ def _cache_key(examples: Examples, spec: InputSpec, key: dict[str, str]) -> str:
             line = f"{example.id}\0missing\n"
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

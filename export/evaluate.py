@@ -4,7 +4,6 @@ The very file that ships is given the pixels that training's own pipeline prepar
 `edgetl.metrics`, next to the Keras model on the same photos.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -85,7 +84,7 @@ def main(config: Config) -> EvaluationReport:
     run = open_run(config.run)
     artifacts = find_artifacts(run, config.schemes)
     test = run.splits().test
-    workers = config.workers or os.cpu_count() or 1
+    workers = config.workers or data.default_workers()
     labels, outputs, unreadable, runtime = _predict(run, artifacts, test, workers)
     keras_outputs, *artifact_outputs = outputs
     for artifact, probabilities in zip(artifacts, artifact_outputs, strict=True):

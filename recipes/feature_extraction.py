@@ -165,7 +165,7 @@ def extract(
     config: Config, row: Backbone, spec: InputSpec, examples: data.Examples, backbone: "keras.Model"
 ) -> features.Features:
     """Run all photos through the backbone once, by its converted form: the fastest forward pass on a CPU."""
-    workers = config.workers or features.available_cores()
+    workers = config.workers or data.default_workers()
 
     def make_forward() -> features.Forward:
         from export.artifacts import device_errors

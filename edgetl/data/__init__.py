@@ -5,7 +5,7 @@ Everything here works without TensorFlow; importing it costs numpy and Pillow.
 
 from edgetl.data.examples import Example, Examples, SplitName
 from edgetl.data.images import Pixels, read_image
-from edgetl.data.pipeline import Batch, Unreadable, check_unreadable, decoded, load_pixels
+from edgetl.data.pipeline import Batch, Unreadable, check_unreadable, decoded, default_workers, load_pixels
 from edgetl.data.sources import NAMED, load
 from edgetl.data.splits import Splits, read_csv, split, stratified_subset, write_csv
 
@@ -20,6 +20,7 @@ __all__ = [
     "Unreadable",
     "check_unreadable",
     "decoded",
+    "default_workers",
     "load",
     "load_pixels",
     "read_csv",
