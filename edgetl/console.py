@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -73,16 +74,27 @@ def progress(label: str, total: int | None = None) -> Iterator[Bar]:
     if total is not None:
         columns += [BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn()]
     columns.append(TimeElapsedColumn())
-    console = Console(stderr=True)
     speaks = log.isEnabledFor(logging.INFO)
-    display = Progress(*columns, console=console, disable=not (speaks and console.is_terminal))
-    with display:
-        bar = Bar(display, total, label)
-        yield bar
+    with _own_stderr() as stream:
+        console = Console(file=stream)
+        display = Progress(*columns, console=console, disable=not (speaks and console.is_terminal))
+        with display:
+            bar = Bar(display, total, label)
+            yield bar
     if speaks and not console.is_terminal:
         task = display.tasks[0]
         count = "" if total is None else f" {task.completed:.0f}/{total}"
         log.info("%s%s (%.1f s)", label, count, task.elapsed or 0.0)
+
+
+@contextmanager
+def _own_stderr() -> Iterator[TextIO]:
+    """Standard error; where it is a terminal, by a descriptor of its own that `swallowed_output` leaves alone."""
+    if not sys.stderr.isatty():
+        yield sys.stderr
+        return
+    with os.fdopen(os.dup(sys.stderr.fileno()), "w") as stream:
+        yield stream
 
 
 def quiet_tensorflow() -> None:
@@ -93,7 +105,7 @@ def quiet_tensorflow() -> None:
     for name in ("absl", "tensorflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if "tensorflow" not in sys.modules:
-        with swallowed_output():
+        with progress("start TensorFlow"), swallowed_output():
             import tensorflow  # noqa: F401
 
 
