@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import inspect
 import io
+import os
 import re
 import signal
 import sys
@@ -54,13 +55,24 @@ def from_json(kind: type[C], text: str | bytes, *, source: str = "JSON") -> C:
         raise ConfigError(f"{source}: {where}: {first['msg']}") from error
 
 
-def differences(old: Any, new: Any) -> list[str]:
-    """Name the fields in which two dataclasses of one type differ, as `field: old -> new`."""
-    return [
-        f"{field.name}: {getattr(old, field.name)} -> {getattr(new, field.name)}"
-        for field in dataclasses.fields(old)
-        if getattr(old, field.name) != getattr(new, field.name)
-    ]
+def checked(config: C) -> C:
+    """Check the fields of a settings dataclass built in Python as the command line checks them.
+
+    Returns:
+        The same settings, with text for paths and numbers turned into these.
+
+    Raises:
+        ConfigError: a field has another type, or is none of the choices.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    try:
+        return TypeAdapter(type(config)).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        raise ConfigError(f"{name}: {first['msg']}. Received: {values.get(name)!r}") from error
 
 
 def command(
@@ -93,7 +105,7 @@ def command(
     try:
         settings = parse(config, rest, prog=prog)
         _start_log(quiet=quiet)
-        result = main(settings)
+        _print(show(main(settings)))
     except EdgetlError as error:
         return _fail(f"{prog}: {error}", error, debug, USAGE_ERROR)
     except OSError as error:
@@ -102,9 +114,6 @@ def command(
     except KeyboardInterrupt as error:
         line = f"{prog}: interrupted. Run the same command again to resume."
         return _fail(line, error, debug, INTERRUPTED)
-    text = show(result)
-    if text:
-        print(text)
     return 0
 
 
@@ -139,6 +148,15 @@ def _start_log(*, quiet: bool) -> None:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def _print(text: str) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without box characters shows the table all the same
+    try:
+        print(text, end="\n" if text else "", flush=True)
+    except BrokenPipeError:  # the reader, `head` say, has seen enough; the interpreter must not try again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(line: str, error: BaseException, debug: bool, status: int) -> int:

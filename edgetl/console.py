@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -77,11 +78,12 @@ def progress(label: str, total: int | None = None) -> Iterator[Bar]:
     speaks = log.isEnabledFor(logging.INFO)
     with _own_stderr() as stream:
         console = Console(file=stream)
-        display = Progress(*columns, console=console, disable=not (speaks and console.is_terminal))
+        terminal = console.is_terminal
+        display = Progress(*columns, console=console, disable=not (speaks and terminal))
         with display:
             bar = Bar(display, total, label)
             yield bar
-    if speaks and not console.is_terminal:
+    if speaks and not terminal:
         task = display.tasks[0]
         count = "" if total is None else f" {task.completed:.0f}/{total}"
         log.info("%s%s (%.1f s)", label, count, task.elapsed or 0.0)
@@ -90,11 +92,21 @@ def progress(label: str, total: int | None = None) -> Iterator[Bar]:
 @contextmanager
 def _own_stderr() -> Iterator[TextIO]:
     """Standard error; where it is a terminal, by a descriptor of its own that `swallowed_output` leaves alone."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield sys.stderr
         return
     with os.fdopen(os.dup(sys.stderr.fileno()), "w") as stream:
         yield stream
+
+
+_descriptors = threading.RLock()
+"""Held while descriptors 1 and 2 are diverted: they belong to the process, not to a thread."""
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
 
 
 def quiet_tensorflow() -> None:
@@ -115,24 +127,25 @@ def swallowed_output() -> Iterator[None]:
 
     When the block raises, the last lines that it wrote are attached to the exception as a note.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 1)
-        os.dup2(sink.fileno(), 2)
+    with _descriptors, tempfile.TemporaryFile() as sink:
+        _flush()
         try:
+            saved = os.dup(1), os.dup(2)
+        except OSError:  # closed: nothing to divert, nobody to disturb
+            yield
+            return
+        try:
+            os.dup2(sink.fileno(), 1)
+            os.dup2(sink.fileno(), 2)
             yield
         except Exception as error:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush()
             sink.seek(0)
             tail = sink.read().decode(errors="replace").splitlines()[-20:]
             error.add_note("\n".join(["last output:", *tail]))
             raise
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush()
             for descriptor, target in zip(saved, (1, 2), strict=True):
                 os.dup2(descriptor, target)
                 os.close(descriptor)

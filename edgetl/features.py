@@ -78,7 +78,8 @@ class Scaling:
 
     def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scale [n, d]."""
-        return ((values - self.mean) / self.scale).astype(np.float32)
+        mean, scale = self.mean.astype(np.float32), self.scale.astype(np.float32)
+        return (values - mean) / scale
 
     def fold(self, kernel: NDArray[Any], bias: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Turn a dense layer for scaled features, [d, k] and [k], into the equal one for raw features."""
@@ -120,10 +121,11 @@ def extract(
     Raises:
         DatasetError: more unreadable photos than allowed.
     """
-    folder = cache / "features" / _cache_key(examples, spec, key)
+    folder = cache.expanduser() / "features" / _settings_key(spec, key)
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(examples), SHARD_ROWS)
-    shards = {start: _read_shard(folder / f"{start:08d}.npz") for start in starts}
+    paths = {start: folder / f"{_photos_key(examples, start)}.npz" for start in starts}
+    shards = {start: _read_shard(paths[start]) for start in starts}
     missing = [start for start in starts if shards[start] is None]
     if len(missing) < len(starts):
         kept = sum(len(shard.readable) for shard in shards.values() if shard is not None)
@@ -135,7 +137,7 @@ def extract(
             for start in missing:
                 rows = examples.items[start : start + SHARD_ROWS]
                 shard = _compute_shard(rows, spec, forward, pool, bar)
-                write_atomic(folder / f"{start:08d}.npz", shard.to_bytes())
+                write_atomic(paths[start], shard.to_bytes())
                 shards[start] = shard
                 failed = [u for s in shards.values() if s is not None for u in s.unreadable]
                 if len(failed) > max_unreadable * len(examples):
@@ -217,14 +219,22 @@ def _join(examples: Examples, shards: list[_Shard], max_unreadable: float) -> Fe
     return Features(examples.select(kept), values, sha256, unreadable)
 
 
-def _cache_key(examples: Examples, spec: InputSpec, key: dict[str, str]) -> str:
-    """Photos are told apart by id, size and time of change: hashing their content would cost a pass of its own."""
-    digest = hashlib.sha256(json.dumps([LAYOUT_VERSION, SHARD_ROWS, asdict(spec), key], sort_keys=True).encode())
-    for example in examples:
+def _settings_key(spec: InputSpec, key: dict[str, str]) -> str:
+    settings = json.dumps([LAYOUT_VERSION, asdict(spec), key], sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()[:32]
+
+
+def _photos_key(examples: Examples, start: int) -> str:
+    """Name a shard by its photos: place, size, and times of change, of which nobody can set the second.
+
+    Hashing their content instead would cost a pass of its own. A photo that changes costs its shard alone.
+    """
+    digest = hashlib.sha256(str(examples.root.resolve()).encode(errors="surrogateescape"))
+    for example in examples.items[start : start + SHARD_ROWS]:
         try:
             stat = example.path.stat()
-            line = f"{example.id}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+            line = f"\n{example.id}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}"
         except OSError:
-            line = f"{example.id}\0missing\n"
+            line = f"\n{example.id}\0missing"
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgetl.config import from_json, to_json
-from edgetl.data import Splits, load, read_csv
-from edgetl.errors import ConfigError, EdgetlError, RunError
+from edgetl.data import Examples, Splits, load, read_csv
+from edgetl.errors import ConfigError, DatasetError, RunError
 from edgetl.inputs import InputSpec
 
 if TYPE_CHECKING:
@@ -141,14 +141,17 @@ class RunDir:
         finally:
             temporary.unlink(missing_ok=True)
 
-    def splits(self) -> Splits:
+    def splits(self, data: str = "") -> Splits:
         """The stored split, with the photos where they lie now.
+
+        Args:
+            data: where that is, if they were moved since.
 
         Raises:
             DatasetError: the data or one of its photos is gone.
         """
-        text = (self.path / SPLITS).read_text(encoding="utf-8")
-        splits, _ = read_csv(text, load(self.manifest.data), source=str(self.path / SPLITS))
+        text = (self.path / SPLITS).read_bytes().decode()
+        splits, _ = read_csv(text, load(data or self.manifest.data), source=str(self.path / SPLITS))
         return splits
 
     @cached_property
@@ -156,6 +159,22 @@ class RunDir:
         """Hash of each photo's bytes when the run was made, by id."""
         with (self.path / SPLITS).open(encoding="utf-8", newline="") as file:
             return {row["id"]: row["sha256"] for row in csv.DictReader(file)}
+
+    def refuse_changed(self, photos: Examples, sha256: Sequence[str]) -> None:
+        """Make sure that photos are those of the run: what is measured is named after them.
+
+        Args:
+            photos: examples of the run.
+            sha256: of their bytes as just read.
+
+        Raises:
+            DatasetError: one has other content now.
+        """
+        for photo, found in zip(photos, sha256, strict=True):
+            if found != self.photo_sha256.get(photo.id):
+                raise DatasetError(
+                    f"{photo.path}: changed since the run was made. Restore the photo or train into a new --out"
+                )
 
     def finish(self, *, recipe: str, data: str, data_sha256: str, seed: int) -> None:
         """Seal the run: hash every result and write the manifest."""
@@ -226,10 +245,10 @@ def writing(path: str | Path, recipe: str, config: Any) -> Iterator[RunDir]:
         raise RunError(f"{run.path}: is a file. Name a directory with --out")
     settings = {"recipe": recipe} | json.loads(to_json(config))
     stored = run.path / CONFIG
-    if stored.is_file():
-        _refuse_other_settings(stored, settings, config)
-    elif run.path.is_dir() and any(
-        p.name != ".lock" for p in run.path.iterdir() if not p.name.startswith(f".{CONFIG}.")
+    if (
+        not stored.is_file()
+        and run.path.is_dir()
+        and any(p.name != ".lock" for p in run.path.iterdir() if not p.name.startswith(f".{CONFIG}."))
     ):
         raise RunError(f"{run.path}: not empty and not a run directory. Choose another --out")
     run.path.mkdir(parents=True, exist_ok=True)
@@ -237,9 +256,11 @@ def writing(path: str | Path, recipe: str, config: Any) -> Iterator[RunDir]:
         fresh = not stored.is_file()
         if fresh:
             run.write(CONFIG, json.dumps(settings, indent=2) + "\n")
+        else:
+            _refuse_other_settings(stored, settings, config)
         try:
             yield run
-        except EdgetlError:
+        except Exception:
             if fresh and not any((run.path / name).exists() for name in (*RESULTS, MANIFEST) if name != CONFIG):
                 stored.unlink(missing_ok=True)  # settings that can't work must not stand in the way of better ones
             raise

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from edgetl.config import command, to_json
+from edgetl.config import checked, command, to_json
 from edgetl.console import progress
 from edgetl.errors import ArtifactError, ConfigError
 from edgetl.rundir import write_atomic
@@ -131,6 +131,7 @@ def main(config: Config) -> tuple[LatencyReport, ...]:
         ConfigError: a number is out of range, or an option does not go with this target.
         ArtifactError: nothing to time, or a file that is damaged or breaks the input contract.
     """
+    config = checked(config)
     _check(config)
     is_run = config.target.is_dir()
     paths = artifact_files(config.target / "export", config.schemes) if is_run else (config.target,)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tyro.conf import Positional
 
 from edgetl import data
-from edgetl.config import command, to_json
+from edgetl.config import checked, command, to_json
 from edgetl.console import progress, quiet_tensorflow, swallowed_output
 from edgetl.errors import ConfigError, DatasetError
 from edgetl.rundir import RunDir, installed_versions, open_run, write_atomic
@@ -42,6 +42,8 @@ class Config:
     """Photos of the training split, stratified by class, on which the ranges of int8 activations are measured."""
     seed: int = 0
     """Chooses the calibration photos."""
+    data: str = ""
+    """Where the photos are now, if they were moved since the run."""
 
 
 def main(config: Config) -> tuple[Artifact, ...]:
@@ -56,13 +58,14 @@ def main(config: Config) -> tuple[Artifact, ...]:
         DatasetError: no calibration photo can be read.
         ArtifactError: a converted model breaks the contract of its scheme (see `export.quantize`).
     """
+    config = checked(config)
     wanted = [schemes.get(name) for name in dict.fromkeys(config.schemes)]
     if not wanted:
         raise ConfigError(f"no scheme asked for. Choose from: {', '.join(schemes.SCHEMES)}")
     if config.calibration_images < 1:
         raise ConfigError(f"--calibration-images {config.calibration_images}: int8 needs at least 1 photo")
     run = open_run(config.run)
-    chosen, images = calibration_images(run, config.calibration_images, config.seed)
+    chosen, images = calibration_images(run, config)
     quiet_tensorflow()
     import keras
 
@@ -86,18 +89,20 @@ def main(config: Config) -> tuple[Artifact, ...]:
     return tuple(written)
 
 
-def calibration_images(run: RunDir, count: int, seed: int) -> tuple[data.Examples, list[NDArray[np.uint8]]]:
+def calibration_images(run: RunDir, config: Config) -> tuple[data.Examples, list[NDArray[np.uint8]]]:
     """Choose and decode photos of the training split, stratified by class.
 
     Returns:
         The photos that could be read, and their pixels.
 
     Raises:
-        DatasetError: the photos are no longer there, or more than a few can't be read.
+        DatasetError: the photos are no longer there, were changed, or more than a few can't be read.
     """
-    train = run.splits().train
-    chosen = data.stratified_subset(train, min(count, len(train)), seed)
+    train = run.splits(config.data).train
+    chosen = data.stratified_subset(train, min(config.calibration_images, len(train)), config.seed)
     batches = list(data.decoded(chosen, run.inputs))
+    for batch in batches:
+        run.refuse_changed(chosen.select(batch.indices), batch.sha256)
     images = [pixels for batch in batches for pixels in batch.pixels]
     if not images:
         raise DatasetError(

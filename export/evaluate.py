@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from tyro.conf import Positional
 
 from edgetl import data
-from edgetl.config import command, to_json
+from edgetl.config import checked, command, to_json
 from edgetl.console import progress, quiet_tensorflow
-from edgetl.errors import ArtifactError, ConfigError, DatasetError
+from edgetl.errors import ArtifactError, ConfigError, RunError
 from edgetl.features import Forward
 from edgetl.metrics import Scores, agreement, score
-from edgetl.rundir import RunDir, installed_versions, open_run, write_atomic
+from edgetl.rundir import RunDir, installed_versions, open_run, read_json, sha256_of, write_atomic
 from export.artifacts import Artifact, find_artifacts
 
 PROG = "python -m export.evaluate"
@@ -37,6 +37,8 @@ class Config:
     """Which artifacts; none means all that are there."""
     workers: int = 0
     """Threads, one interpreter each; 0 means one per core."""
+    data: str = ""
+    """Where the photos are now, if they were moved since the run."""
 
 
 @dataclass(frozen=True)
@@ -79,32 +81,34 @@ def main(config: Config) -> EvaluationReport:
         DatasetError: photos of the test split are gone or were changed.
         ArtifactError: no artifact, or one that is damaged or gives outputs that are not finite.
     """
+    config = checked(config)
     if config.workers < 0:
         raise ConfigError(f"--workers {config.workers}: give the number of threads, or 0 for one per core")
     run = open_run(config.run)
     artifacts = find_artifacts(run, config.schemes)
-    test = run.splits().test
+    test = run.splits(config.data).test
     workers = config.workers or data.default_workers()
     labels, outputs, unreadable, runtime = _predict(run, artifacts, test, workers)
     keras_outputs, *artifact_outputs = outputs
     for artifact, probabilities in zip(artifacts, artifact_outputs, strict=True):
         if not np.isfinite(probabilities).all():
             raise ArtifactError(f"{artifact.path}: outputs are not finite. Deploy another scheme")
+    scored = [
+        ArtifactScores(
+            scheme=artifact.scheme,
+            sha256=artifact.sha256,
+            scores=score(labels, probabilities),
+            agreement=agreement(probabilities, keras_outputs),
+            max_difference=float(np.abs(probabilities - keras_outputs).max()),
+        )
+        for artifact, probabilities in zip(artifacts, artifact_outputs, strict=True)
+    ]
     report = EvaluationReport(
         run_sha256=run.manifest.files["model.keras"],
         data_sha256=run.manifest.data_sha256,
         split="test",
         keras=score(labels, keras_outputs),
-        artifacts=tuple(
-            ArtifactScores(
-                scheme=artifact.scheme,
-                sha256=artifact.sha256,
-                scores=score(labels, probabilities),
-                agreement=agreement(probabilities, keras_outputs),
-                max_difference=float(np.abs(probabilities - keras_outputs).max()),
-            )
-            for artifact, probabilities in zip(artifacts, artifact_outputs, strict=True)
-        ),
+        artifacts=tuple(scored + _still_valid(run, scored, unreadable)),
         unreadable=unreadable,
         kernels="xnnpack",
         runtime=runtime,
@@ -112,6 +116,19 @@ def main(config: Config) -> EvaluationReport:
     )
     write_atomic(run.export_path / EVALUATION, to_json(report))
     return report
+
+
+def _still_valid(run: RunDir, scored: list[ArtifactScores], unreadable: tuple[str, ...]) -> list[ArtifactScores]:
+    """What an earlier evaluation says of the other artifacts, where it was made on the same photos."""
+    try:
+        earlier = read_json(EvaluationReport, run.export_path / EVALUATION)
+    except RunError:
+        return []
+    if (earlier.run_sha256, earlier.unreadable) != (run.manifest.files["model.keras"], unreadable):
+        return []
+    there = {sha256_of(path) for path in run.export_path.glob("*.tflite")}
+    new = {result.scheme for result in scored}
+    return [result for result in earlier.artifacts if result.sha256 in there and result.scheme not in new]
 
 
 def _predict(
@@ -131,7 +148,7 @@ def _predict(
             bar.advance(len(batch.pixels) + len(batch.unreadable))
             if not len(batch.pixels):
                 continue
-            _refuse_changed(run, test.select(batch.indices), batch.sha256)
+            run.refuse_changed(test.select(batch.indices), batch.sha256)
             labels.append(test.labels[batch.indices])
             outputs[0].append(keras_forward(batch.pixels))
             parts = np.array_split(batch.pixels, min(workers, len(batch.pixels)))
@@ -146,19 +163,13 @@ def _predict(
     )
 
 
-def _refuse_changed(run: RunDir, photos: data.Examples, sha256: Sequence[str]) -> None:
-    """The report names the data by its hash, so it must be that data."""
-    for photo, found in zip(photos, sha256, strict=True):
-        if found != run.photo_sha256.get(photo.id):
-            raise DatasetError(f"{photo.path}: changed since the run was made. Restore the photo or train again")
-
-
 def _keras_forward(run: RunDir) -> Forward:
     quiet_tensorflow()
     import keras
     import tensorflow as tf
 
-    model = keras.saving.load_model(run.model_path, compile=False)
+    with progress("load the Keras model"):
+        model = keras.saving.load_model(run.model_path, compile=False)
     compiled = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
     return lambda pixels: np.asarray(compiled(tf.cast(pixels, tf.float32)))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from edgetl.config import command, to_json
+from edgetl.config import checked, command, to_json
 from edgetl.errors import ArtifactError
 from edgetl.rundir import RunDir, open_run, read_json, write_atomic
 from export.artifacts import Artifact, find_artifacts
@@ -17,6 +17,7 @@ from export.schemes import SCHEMES
 
 PROG = "python -m export.report"
 REPORT = "report.json"
+_ORDER = {name: index for index, name in enumerate(SCHEMES)}
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,11 @@ def main(config: Config) -> Report:
         RunError: the run or one of its reports is missing or damaged.
         ArtifactError: a report is about another file than the one that is there.
     """
+    config = checked(config)
     run = open_run(config.run)
-    artifacts = sorted(find_artifacts(run), key=lambda artifact: list(SCHEMES).index(artifact.scheme))
+    artifacts = sorted(find_artifacts(run), key=lambda artifact: _ORDER.get(artifact.scheme, len(_ORDER)))
+    if not (run.export_path / EVALUATION).is_file():
+        raise ArtifactError(f"{run.export_path}: not evaluated yet. Run python -m export.evaluate {run.path}")
     evaluation = read_json(EvaluationReport, run.export_path / EVALUATION)
     latencies = {artifact.scheme: _latency(run, artifact) for artifact in artifacts}
     scored = {scores.sha256: scores for scores in evaluation.artifacts}

@@ -6,7 +6,7 @@ with the brightness of the photo. Here a few weights per filter are rounded the 
 the middle between two steps, until the error of the filter on its mean input is zero. The converter then finds the
 weights on its own grid (largest absolute weight of the channel / 127) and leaves them as they are.
 
-On EfficientNet-Lite0 and elpv this halves the error of int8 features; `benchmarks/accuracy.py` has both sides.
+On EfficientNet-Lite0 and elpv this halves the error of int8 features (docs/export.md).
 
 The idea of flipping roundings to cancel the sum of errors is that of SQuant (Guo et al. 2022, arXiv 2202.07471), which
 works without data and so takes all inputs as equal; the mean of each input is what bias correction uses (Nagel et al.
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 STEPS = 127
 """Steps on each side of zero of a symmetric int8 weight."""
-IMAGES = 64
-"""Photos, at most, that mean inputs are measured on; means settle long before ranges do."""
 
 
 def rounded_copy(model: "keras.Model", images: NDArray[np.float32]) -> "keras.Model":
@@ -40,8 +38,7 @@ def rounded_copy(model: "keras.Model", images: NDArray[np.float32]) -> "keras.Mo
     copy = keras.models.clone_model(model)
     copy.set_weights(model.get_weights())
     layers = [layer for layer in copy.layers if isinstance(layer, tuple(_rounders()))]
-    spread = images[:: -(-len(images) // IMAGES)]
-    for layer, mean in zip(layers, _mean_inputs(copy, layers, spread), strict=True):
+    for layer, mean in zip(layers, _mean_inputs(copy, layers, images), strict=True):
         _rounders()[type(layer)](layer, mean)
     return copy
 
@@ -65,7 +62,8 @@ def round_filters(weights: NDArray[np.float32], means: NDArray[np.float64]) -> N
     other_way = np.where(error > 0, -1.0, 1.0)
     gain = other_way * means
     residue = (error * means).sum(axis=0)
-    possible = (gain * residue < 0) & (np.abs(steps + other_way) <= STEPS)
+    # The largest weight of a filter defines its grid and stays.
+    possible = (gain * residue < 0) & (np.abs(steps) < STEPS)
     # Squared error rises by 1 - 2|e| when a weight is rounded the other way: spend that where it buys most.
     price = np.where(possible, (1 - 2 * np.abs(error)) / np.maximum(np.abs(gain), 1e-12), np.inf)
     order = np.argsort(price, axis=0)
@@ -83,10 +81,13 @@ def _mean_inputs(model: "keras.Model", layers: Sequence[Any], images: NDArray[np
     """Mean of each input channel of each layer over photos and positions."""
     import keras
 
+    if not layers:
+        return []
     means = [
         keras.ops.mean(layer.input, axis=(1, 2)) if len(layer.input.shape) == 4 else layer.input for layer in layers
     ]
     each_photo = keras.Model(model.input, means).predict(images, batch_size=8, verbose=0)
+    each_photo = each_photo if isinstance(each_photo, list) else [each_photo]
     return [np.asarray(rows, np.float64).mean(axis=0) for rows in each_photo]
 
 

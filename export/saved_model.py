@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetl.console import swallowed_output
+from edgetl.errors import ArtifactError
 from export.flatbuffer import compact
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ def frozen_saved_model(model: "keras.Model") -> Iterator[Path]:
 
     Yields:
         Path of the SavedModel; its signature `serving_default` maps `images` to `outputs`.
+
+    Raises:
+        ArtifactError: no room for temporary files.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -42,7 +46,12 @@ def frozen_saved_model(model: "keras.Model") -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="edgetl-") as folder:
         # Gradients are of no use in a frozen graph, and those of swish (EfficientNet) can't be saved from one.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        tf.saved_model.save(module, folder, signatures={"serving_default": module.serve}, options=options)
+        try:
+            tf.saved_model.save(module, folder, signatures={"serving_default": module.serve}, options=options)
+        except tf.errors.OpError as error:
+            raise ArtifactError(
+                f"{tempfile.gettempdir()}: can't write there ({error.message}). Make room or point TMPDIR elsewhere"
+            ) from error
         yield Path(folder)
 
 
@@ -52,13 +61,21 @@ def to_tflite(saved_model: Path, configure: Callable[[Any], None] = lambda conve
     Args:
         saved_model: from `frozen_saved_model`.
         configure: sets the quantization options of the TFLiteConverter.
+
+    Raises:
+        ArtifactError: the converter refuses the model.
     """
     import tensorflow as tf
+    from tensorflow.lite.python.convert_phase import ConverterError
 
     converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model))
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     configure(converter)
-    return compact(bytes(converter.convert()))
+    try:
+        return compact(bytes(converter.convert()))
+    except (ConverterError, tf.errors.OpError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ArtifactError(f"the converter refuses the model: {reason}. Try another scheme or backbone") from error
 
 
 def float_tflite(model: "keras.Model") -> bytes:

@@ -14,9 +14,9 @@ import numpy as np
 from edgetl import data, features, rundir
 from edgetl.backbones import registry
 from edgetl.backbones.backbone import Backbone
-from edgetl.config import command, to_json
+from edgetl.config import checked, command, to_json
 from edgetl.console import log, progress, quiet_tensorflow
-from edgetl.errors import ConfigError
+from edgetl.errors import ConfigError, RunError, WeightsError
 from edgetl.inputs import ImageInput, InputSpec, ResizeRule
 from edgetl.metrics import Scores, score
 from edgetl.rundir import RunDir
@@ -38,7 +38,7 @@ class Config:
 
     data: str
     """Folder with one subfolder of photos per class, or with train/ validation/ test/ of such; or a data set: elpv."""
-    out: Path
+    out: Path = field(metadata={"affects_result": False})
     """Run directory to write. Run the same command again to resume an interrupted run."""
     backbone: str = "EfficientNetLite0"
     """Pretrained network; `edgetl backbones` lists all."""
@@ -84,6 +84,8 @@ class Metrics:
     test: Scores
     head: str
     """What was chosen on validation, in words."""
+    unreadable: tuple[str, ...]
+    """Ids of photos that could not be read, and are in no split."""
 
 
 def main(config: Config) -> RunDir:
@@ -95,15 +97,17 @@ def main(config: Config) -> RunDir:
     Raises:
         EdgetlError: see `edgetl.errors`; nothing half-written is left that looks finished.
     """
+    config = checked(config)
     check(config)
     row = registry.get(config.backbone)
     spec = ImageInput(config.image_size or row.default_size, config.image_size or row.default_size, config.resize)
     examples = data.load(config.data)
+    if config.out.expanduser().resolve().is_relative_to(examples.root.resolve()):
+        raise ConfigError(f"--out {config.out}: lies in the data and would be taken for a class. Choose another place")
     divide(config, examples)  # what can't be divided is refused now, not after minutes of computing
     with rundir.writing(config.out, RECIPE, config) as run:
         if run.finished:
-            log.info("%s: already finished with these settings", run.path)
-            return rundir.open_run(run.path)
+            return reopen(run, examples)
         from edgetl import heads
 
         backbone = build_backbone(config, row, spec)
@@ -113,6 +117,24 @@ def main(config: Config) -> RunDir:
         model = heads.attach(backbone, head)
         save(run, config, spec, model, table, splits, evaluate_head(head, table, splits, chosen))
     return rundir.open_run(run.path)
+
+
+def reopen(run: RunDir, examples: data.Examples) -> RunDir:
+    """Take a finished run as the result, if it is one of the photos that are there now.
+
+    Raises:
+        RunError: photos came or went since.
+    """
+    finished = rundir.open_run(run.path)
+    known = set(finished.photo_sha256) | set(rundir.read_json(Metrics, finished.path / rundir.METRICS).unreadable)
+    there = {example.id for example in examples}
+    if known != there:
+        raise RunError(
+            f"{run.path}: finished with other photos ({len(there - known)} came, {len(known - there)} went since). "
+            "Choose another --out"
+        )
+    log.info("%s: already finished with these settings", run.path)
+    return finished
 
 
 def check(config: Config) -> None:
@@ -125,6 +147,8 @@ def check(config: Config) -> None:
     for name, value in positive + [("hidden-units", units) for units in config.hidden_units]:
         if value < 1:
             raise ConfigError(f"--{name} {value}: must be at least 1")
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"--seed {config.seed}: must be between 0 and {2**32 - 1}")
     if not 0 < config.learning_rate < math.inf:
         raise ConfigError(f"--learning-rate {config.learning_rate}: must be positive, such as 1e-3")
     if not 0 <= config.weight_decay < math.inf:
@@ -175,21 +199,24 @@ def extract(
         with progress(f"convert {row.name} for the feature pass"), device_errors():
             return Pool(float_tflite(backbone), workers).run
 
-    from edgetl.backbones.weights import weights_id
+    from edgetl.backbones.weights import weights_sha256
 
-    random = f"none, seed {config.seed}"
-    return features.extract(
+    table = features.extract(
         examples,
         spec,
         make_forward,
         key={
             "backbone": row.name,
-            "weights": random if config.weights == "none" else weights_id(row.name, config.weights),
+            "normalization": str(row.normalization),
+            "weights": weights_sha256(backbone),
         },
         cache=config.cache,
         workers=workers,
         max_unreadable=config.max_unreadable,
     )
+    if not np.isfinite(table.values).all():
+        raise WeightsError(f"{row.name}: features are not finite with --weights {config.weights}. Use other weights")
+    return table
 
 
 def fit_head(config: Config, table: features.Features, splits: data.Splits) -> tuple["keras.Sequential", str]:
@@ -227,7 +254,8 @@ def evaluate_head(head: "keras.Sequential", table: features.Features, splits: da
     def scores(part: data.Examples) -> Scores:
         return score(part.labels, np.asarray(head(table.of(part), training=False)))
 
-    return Metrics(scores(splits.validation), scores(splits.test), chosen)
+    unreadable = tuple(failure.id for failure in table.unreadable)
+    return Metrics(scores(splits.validation), scores(splits.test), chosen, unreadable)
 
 
 def save(

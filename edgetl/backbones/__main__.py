@@ -10,7 +10,7 @@ from rich.table import Table
 
 from edgetl.backbones.backbone import Backbone
 from edgetl.backbones.registry import BACKBONES
-from edgetl.config import command
+from edgetl.config import checked, command
 from edgetl.errors import BackboneError
 
 _WIDE = 120
@@ -31,6 +31,7 @@ def main(config: Config) -> tuple[Backbone, ...]:
     Raises:
         BackboneError: no name fits.
     """
+    config = checked(config)
     wanted = config.name_contains.lower()
     rows = tuple(row for row in BACKBONES.values() if wanted in row.name.lower())
     if not rows:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edgetl.backbones import efficientnet_lite, hdf5
 from edgetl.backbones.backbone import Backbone, KerasFile, PackagedFile
-from edgetl.backbones.registry import BACKBONES, get
+from edgetl.backbones.registry import BACKBONES
 from edgetl.backbones.torch_file import read_tensors
 from edgetl.console import progress, quiet_tensorflow
 from edgetl.errors import WeightsError
@@ -36,30 +36,13 @@ SILENCE_LIMIT_S = 30.0
 """A download that receives nothing for so long has failed."""
 
 
-def weights_id(name: str, weights: str) -> str:
-    """Name the weights in a few characters that change whenever the weights do, for keys of caches.
-
-    Args:
-        name: the backbone.
-        weights: `imagenet`, `none` or a file, as for `build`.
-
-    Returns:
-        `none` for random weights, which nothing computed from them may be reused for.
-
-    Raises:
-        BackboneError: the backbone is unknown.
-        WeightsError: the file is missing, or there are no ImageNet weights of this backbone.
-    """
-    if weights == NONE:
-        return NONE
-    if weights != IMAGENET:
-        return f"sha256:{_digest(_existing(weights), 'sha256')}"
-    match get(name).imagenet:
-        case PackagedFile(sha256=sha256):
-            return f"{IMAGENET}:{sha256}"
-        case KerasFile(digest=digest, cache_name=cache_name):
-            return f"{IMAGENET}:{digest or cache_name}"
-    raise _no_imagenet(get(name))
+def weights_sha256(model: keras.Model) -> str:
+    """Hash what a model really holds, for keys of caches: whatever file or seed it came from."""
+    digest = hashlib.sha256()
+    for array in model.get_weights():
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def locate(backbone: Backbone, spec: ImageInput, weights: str) -> Path | None:

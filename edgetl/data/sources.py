@@ -51,7 +51,7 @@ def load(data: str | Path) -> Examples:
         if Path(data).exists():
             log.info("%s: the named data set, not the folder here; that would be ./%s", data, data)
         return NAMED[data]()
-    root = Path(data)
+    root = Path(data).expanduser()
     if not str(data).strip() or not root.exists():
         raise DatasetError(f"{str(data)!r}: no such folder or data set. {_advice(str(data))}")
     if not root.is_dir():
