@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import inspect
 import io
+import logging
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from edgetl.console import log_to_stderr
 from edgetl.errors import ConfigError, EdgetlError
 
 C = TypeVar("C")
@@ -104,8 +106,8 @@ def command(
         signal.signal(signal.SIGTERM, _interrupt)
     try:
         settings = parse(config, rest, prog=prog)
-        _start_log(quiet=quiet)
-        _print(show(main(settings)))
+        with log_to_stderr(logging.WARNING if quiet else logging.INFO):
+            _print(show(main(settings)))
     except EdgetlError as error:
         return _fail(f"{prog}: {error}", error, debug, USAGE_ERROR)
     except OSError as error:
@@ -136,14 +138,6 @@ def parse(config: type[C], argv: Sequence[str], *, prog: str) -> C:
             raise
         message = f"{_one_line(captured.getvalue())}. {_nearest_options(config, argv)}See {prog} --help"
         raise ConfigError(message) from None
-
-
-def _start_log(*, quiet: bool) -> None:
-    import logging
-
-    from edgetl.console import log_to_stderr
-
-    log_to_stderr(logging.WARNING if quiet else logging.INFO)
 
 
 def _interrupt(*_: object) -> None:

@@ -30,13 +30,19 @@ from rich.text import Text
 log = logging.getLogger("edgetl")
 
 
-def log_to_stderr(level: int = logging.INFO) -> None:
-    """Show edgetl's own lines on standard error, without prefix."""
+@contextmanager
+def log_to_stderr(level: int = logging.INFO) -> Iterator[None]:
+    """Show edgetl's own lines on standard error, without prefix, while the block runs."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    log.handlers = [handler]
+    before = log.handlers, log.level, log.propagate
+    log.handlers, log.propagate = [handler], False
     log.setLevel(level)
-    log.propagate = False
+    try:
+        yield
+    finally:
+        log.handlers, _, log.propagate = before
+        log.setLevel(before[1])
 
 
 class _RateColumn(ProgressColumn):

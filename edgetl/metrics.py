@@ -43,7 +43,7 @@ def score(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> Scor
         )
     if not np.isfinite(probabilities).all():
         raise ValueError("Expected finite probabilities. Received: NaN or infinity")
-    from sklearn.metrics import balanced_accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
+    from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support, recall_score
 
     classes = np.arange(probabilities.shape[1])
     predicted = probabilities.argmax(axis=1)
@@ -57,7 +57,7 @@ def score(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> Scor
         top1=float((predicted == labels).mean()),
         top1_low=low,
         top1_high=high,
-        balanced_accuracy=float(balanced_accuracy_score(labels, predicted)),
+        balanced_accuracy=float(recall_score(labels, predicted, labels=np.unique(labels), average="macro")),
         precision=float(precision),
         recall=float(recall),
         f1=float(f1),

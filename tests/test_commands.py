@@ -202,7 +202,7 @@ CASES: dict[str, tuple[str, Prepare, list[str]]] = {
     "report: not evaluated": (
         "report",
         on_run(damage=remove("export/evaluation.json")),
-        ["evaluation.json", "missing", "Run"],
+        ["run/export", "not evaluated yet", "Run python -m export.evaluate"],
     ),
     "benchmark: nothing there": ("benchmark", missing(), ["gone", "no such run or file", "Give"]),
     "benchmark: no model": ("benchmark", tflite(b"no model at all"), ["x.tflite", "not a TFLite model", "Give"]),

@@ -20,8 +20,6 @@ def log_as_before() -> Iterator[None]:
 
 
 def test_a_notebook_hears_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    log.handlers, log.propagate = [], True
-    log.setLevel(logging.NOTSET)
     with progress("work", 3) as bar:
         bar.advance(3)
     log.info("a line")
@@ -29,36 +27,34 @@ def test_a_notebook_hears_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_a_terminal_a_bar_is_one_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    log_to_stderr()
-    with progress("features", 10) as bar:
-        bar.advance(4)
-        bar.advance(6)
-        assert capsys.readouterr().err == ""
-    with progress("load"):
-        pass
+    with log_to_stderr():
+        with progress("features", 10) as bar:
+            bar.advance(4)
+            bar.advance(6)
+            assert capsys.readouterr().err == ""
+        with progress("load"):
+            pass
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("features 10/10 (") and first.endswith(" s)")
     assert second.startswith("load (")
 
 
 def test_quiet_bars_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    log_to_stderr(logging.WARNING)
-    with progress("features", 10) as bar:
+    with log_to_stderr(logging.WARNING), progress("features", 10) as bar:
         bar.advance(10)
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_bar_does_not_claim_work_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
-    log_to_stderr()
-    with pytest.raises(ZeroDivisionError), progress("features", 10):
+    with log_to_stderr(), pytest.raises(ZeroDivisionError), progress("features", 10):
         raise ZeroDivisionError
     assert "features" not in capsys.readouterr().err
 
 
 def test_on_a_terminal_a_bar_shows_count_and_rate() -> None:
     program = (
-        "import time; from edgetl.console import *; log_to_stderr()\n"
-        "with progress('features', 10) as bar: bar.advance(4); time.sleep(0.01); bar.advance(6)\n"
+        "import time; from edgetl.console import *\n"
+        "with log_to_stderr(), progress('features', 10) as bar: bar.advance(4); time.sleep(0.01); bar.advance(6)\n"
         "print('done')\n"
     )
     main, terminal = os.openpty()
@@ -108,3 +104,26 @@ def test_swallowing_leaks_no_descriptor() -> None:
         with swallowed_output():
             pass
     assert opened() == before
+
+
+def test_the_log_is_as_before_after_a_command() -> None:
+    before = list(log.handlers), log.level, log.propagate
+    with pytest.raises(ZeroDivisionError), log_to_stderr():
+        raise ZeroDivisionError
+    assert (log.handlers, log.level, log.propagate) == before
+
+
+def test_threads_that_swallow_at_once_give_the_descriptors_back() -> None:
+    program = """if True:
+        import threading, time
+        from edgetl.console import swallowed_output
+        def work():
+            for _ in range(20):
+                with swallowed_output():
+                    time.sleep(0.001)
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        [t.start() for t in threads]; [t.join() for t in threads]
+        print("still here", flush=True)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "still here\n"

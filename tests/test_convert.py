@@ -199,16 +199,16 @@ def test_calibration_photos_are_a_recorded_stratified_seeded_part_of_train(finis
     assert set(artifact.calibration) <= set(train)
     assert not set(artifact.calibration) & {example.id for part in (splits.validation, splits.test) for example in part}
     assert Counter(train[id_] for id_ in artifact.calibration) == {0: 4, 1: 4, 2: 4}
-    again, images = calibration_images(finished_run, 12, 3)
+    again, images = calibration_images(finished_run, Config(finished_run.path, calibration_images=12, seed=3))
     assert tuple(example.id for example in again) == artifact.calibration
     assert len(images) == 12 and images[0].shape == (64, 64, 3) and images[0].dtype == np.uint8
-    other, _ = calibration_images(finished_run, 12, 4)
+    other, _ = calibration_images(finished_run, Config(finished_run.path, calibration_images=12, seed=4))
     assert {example.id for example in other} != {example.id for example in again}
 
 
 def test_no_more_photos_than_train_has(finished_run: RunDir) -> None:
     train = finished_run.splits().train
-    chosen, images = calibration_images(finished_run, 10_000, 0)
+    chosen, images = calibration_images(finished_run, Config(finished_run.path, calibration_images=10_000))
     assert len(chosen) == len(images) == len(train)
 
 
@@ -217,9 +217,8 @@ def own_photos(tmp_path: Path, trained_run: RunDir, monkeypatch: pytest.MonkeyPa
     """The run, with photos of its own that may be damaged."""
     root = make_photo_folder(tmp_path / "photos", {"cat": 20, "dog": 20, "owl": 20})
     run = RunDir(trained_run.path)
-    monkeypatch.setattr(
-        RunDir, "splits", lambda self: data.read_csv((run.path / "splits.csv").read_text(), data.load(root))[0]
-    )
+    text = (run.path / "splits.csv").read_text()
+    monkeypatch.setattr(RunDir, "splits", lambda self, moved="": data.read_csv(text, data.load(root))[0])
     return run
 
 
@@ -229,14 +228,14 @@ def test_calibration_that_can_not_be_read_is_refused_or_left_off_the_list(
     train = own_photos.splits().train.items
     train[0].path.write_bytes(b"no photo")
     with pytest.raises(DatasetError, match="1 of 36 files can't be read"):
-        calibration_images(own_photos, 100, 0)
+        calibration_images(own_photos, Config(own_photos.path, calibration_images=100))
     monkeypatch.setattr(data, "check_unreadable", lambda *_: None)
-    chosen, images = calibration_images(own_photos, 100, 0)
+    chosen, images = calibration_images(own_photos, Config(own_photos.path, calibration_images=100))
     assert len(chosen) == len(images) == 35 and train[0].id not in {example.id for example in chosen}
     for example in train:
         example.path.write_bytes(b"no photo")
     with pytest.raises(DatasetError, match=r"no calibration images could be read\. Restore the photos"):
-        calibration_images(own_photos, 100, 0)
+        calibration_images(own_photos, Config(own_photos.path, calibration_images=100))
 
 
 # --- what must not be written ---------------------------------------------------------------------------------------

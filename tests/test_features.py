@@ -77,7 +77,7 @@ def test_features_are_those_of_a_direct_forward_pass(photos: Path) -> None:
 
 def test_a_second_pass_computes_nothing(photos: Path) -> None:
     first = run(photos)
-    assert [path.name for path in shards(photos)] == ["00000000.npz", "00000004.npz", "00000008.npz"]
+    assert len(shards(photos)) == 3
     assert same(run(photos, never, workers=1), first)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -291,3 +292,43 @@ def test_two_runs_do_not_write_one_directory(photo_folder: Path, tmp_path: Path)
     os.kill(first.pid, signal.SIGTERM)
     first.communicate(timeout=120)
     assert first.returncode == 130
+
+
+# --- Python calls and finished runs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head": "forest"}, "head: Input should be 'linear' or 'mlp'"),
+        ({"resize": "squash"}, "resize: Input should be"),
+        ({"hidden_units": 8}, "hidden_units: "),
+        ({"image_size": 32.5}, "image_size: "),
+        ({"seed": -1}, "--seed -1: must be between"),
+        ({"seed": 2**32}, "--seed 4294967296: must be between"),
+    ],
+)
+def test_a_call_is_checked_like_the_command_line(
+    photo_folder: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        main(config(photo_folder, tmp_path / "run", **changes))
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_out_inside_the_data_is_refused(tmp_path: Path) -> None:
+    root = make_photo_folder(tmp_path / "photos", {"cat": 6, "dog": 6})
+    with pytest.raises(ConfigError, match="lies in the data"):
+        main(config(root, root / "run"))
+    assert not (root / "run").exists()
+
+
+def test_a_finished_run_is_no_result_for_other_photos(tmp_path: Path) -> None:
+    root = make_photo_folder(tmp_path / "photos", {"cat": 8, "dog": 8})
+    first = main(config(root, tmp_path / "run"))
+    moved = tmp_path / "moved"
+    first.path.rename(moved)
+    assert main(config(root, moved)).path == moved  # a run may be moved
+    next((root / "cat").iterdir()).unlink()
+    with pytest.raises(RunError, match=r"finished with other photos \(0 came, 1 went since\)"):
+        main(config(root, moved))
