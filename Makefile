@@ -29,6 +29,9 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+benchmarks: $(READY)  ## the figures of docs/measurements.md
+	for name in startup decoding latency feature_extraction accuracy; do $(BIN)/python -m benchmarks.$$name || exit; done
+
 lock:  ## after a change of dependencies in pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 \
 		--extra dev pyproject.toml --output-file requirements.lock
