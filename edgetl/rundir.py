@@ -64,16 +64,27 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         OSError: no space, no permission; the temporary file is removed.
     """
     data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with _naming(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A full disk is reported without the file's name, where a write fails and not an open: add it."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
         raise
 
 
@@ -136,8 +147,9 @@ class RunDir:
         """Write the Keras model, whole or not at all."""
         temporary = self.path / f".{os.getpid()}.{MODEL}"  # Keras goes by the extension
         try:
-            model.save(temporary)
-            temporary.replace(self.model_path)
+            with _naming(self.model_path):
+                model.save(temporary)
+                temporary.replace(self.model_path)
         finally:
             temporary.unlink(missing_ok=True)
 

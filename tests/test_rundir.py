@@ -240,3 +240,14 @@ def test_a_second_process_is_refused_at_once(tmp_path: Path) -> None:
 def test_a_run_may_move(run: RunDir, tmp_path: Path) -> None:
     shutil.move(run.path, tmp_path / "moved")
     assert open_run(str(tmp_path / "moved")).finished
+
+
+def test_a_full_disk_is_reported_with_the_name_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomic(tmp_path / "report.json", "text")
+    assert caught.value.filename == str(tmp_path / "report.json")
+    assert not list(tmp_path.iterdir())
