@@ -48,9 +48,9 @@ def from_json(kind: type[C], text: str | bytes, *, source: str = "JSON") -> C:
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-    checked = with_config(ConfigDict(extra="forbid"))(kind) if dataclasses.is_dataclass(kind) else kind
+    strict = with_config(ConfigDict(extra="forbid"))(kind) if dataclasses.is_dataclass(kind) else kind
     try:
-        return TypeAdapter(checked).validate_json(text)
+        return TypeAdapter(strict).validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "top level"

@@ -47,7 +47,7 @@ class Manifest:
 
     recipe: str
     data: str
-    """Where the examples came from, as given."""
+    """Where `edgetl.data.load` finds the examples again: a name, or an absolute path."""
     data_sha256: str
     """Hash over (id, label, sha256) of every example used."""
     seed: int
@@ -118,6 +118,11 @@ class RunDir:
     def model_path(self) -> Path:
         """The Keras model: raw pixels in, probabilities out."""
         return self.path / MODEL
+
+    @property
+    def model_sha256(self) -> str:
+        """Hash of the Keras model: what artifacts and reports name as their source."""
+        return self.manifest.files[MODEL]
 
     @property
     def export_path(self) -> Path:

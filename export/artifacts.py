@@ -83,7 +83,7 @@ def find_artifacts(run: RunDir, schemes: Sequence[str] = ()) -> tuple[Artifact, 
             raise ArtifactError(
                 f"{path}: not the file that {path.stem}.json describes. Run python -m export.convert {run.path} again"
             )
-        if artifact.run_sha256 != run.manifest.files[MODEL]:
+        if artifact.run_sha256 != run.model_sha256:
             raise ArtifactError(
                 f"{path}: made from another model than the run's {MODEL}. Run python -m export.convert {run.path} again"
             )

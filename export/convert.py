@@ -130,7 +130,7 @@ def _write(
         input_zero_point=model.input.zero_point,
         class_names=run.class_names,
         operators=len(found),
-        run_sha256=run.manifest.files["model.keras"],
+        run_sha256=run.model_sha256,
         calibration=tuple(e.id for e in calibration) if scheme.needs_calibration else (),
         versions=installed_versions(),
     )

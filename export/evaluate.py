@@ -104,7 +104,7 @@ def main(config: Config) -> EvaluationReport:
         for artifact, probabilities in zip(artifacts, artifact_outputs, strict=True)
     ]
     report = EvaluationReport(
-        run_sha256=run.manifest.files["model.keras"],
+        run_sha256=run.model_sha256,
         data_sha256=run.manifest.data_sha256,
         split="test",
         keras=score(labels, keras_outputs),
@@ -124,7 +124,7 @@ def _still_valid(run: RunDir, scored: list[ArtifactScores], unreadable: tuple[st
         earlier = read_json(EvaluationReport, run.export_path / EVALUATION)
     except RunError:
         return []
-    if (earlier.run_sha256, earlier.unreadable) != (run.manifest.files["model.keras"], unreadable):
+    if (earlier.run_sha256, earlier.unreadable) != (run.model_sha256, unreadable):
         return []
     there = {sha256_of(path) for path in run.export_path.glob("*.tflite")}
     new = {result.scheme for result in scored}
