@@ -1,8 +1,8 @@
 """One directory per experiment: what was asked, what came out, and proof that nothing changed since.
 
-Files: `config.json`, `inputs.json`, `labels.txt`, `splits.csv`, `model.keras`, `metrics.json`, and last of all
-`manifest.json`, which holds the sha256 of each. A directory without a manifest is unfinished. Every file is
-written under a temporary name and renamed, so a name never stands for half a file.
+Files: `config.json`, `inputs.json`, `labels.txt`, `splits.csv`, `model.keras`, `metrics.json`, what a recipe adds,
+and last of all `manifest.json`, which holds the sha256 of each. A directory without a manifest is unfinished. Every
+file is written under a temporary name and renamed, so a name never stands for half a file.
 """
 
 import contextlib
@@ -193,9 +193,17 @@ class RunDir:
                     f"{photo.path}: changed since the run was made. Restore the photo or train into a new --out"
                 )
 
-    def finish(self, *, recipe: str, data: str, data_sha256: str, seed: int) -> None:
-        """Seal the run: hash every result and write the manifest."""
-        files = {name: sha256_of(self.path / name) for name in RESULTS}
+    def finish(self, *, recipe: str, data: str, data_sha256: str, seed: int, extra: Sequence[str] = ()) -> None:
+        """Seal the run: hash every result and write the manifest.
+
+        Args:
+            recipe: its name.
+            data: where `edgetl.data.load` finds the examples again.
+            data_sha256: hash over all examples used.
+            seed: of the split and of everything random.
+            extra: names of results that only this recipe has; from now on they may not change either.
+        """
+        files = {name: sha256_of(self.path / name) for name in (*RESULTS, *extra)}
         self.write(MANIFEST, to_json(Manifest(recipe, data, data_sha256, seed, files, installed_versions())))
 
 
@@ -262,11 +270,7 @@ def writing(path: str | Path, recipe: str, config: Any) -> Iterator[RunDir]:
         raise RunError(f"{run.path}: is a file. Name a directory with --out")
     settings = {"recipe": recipe} | json.loads(to_json(config))
     stored = run.path / CONFIG
-    if (
-        not stored.is_file()
-        and run.path.is_dir()
-        and any(p.name != ".lock" for p in run.path.iterdir() if not p.name.startswith(f".{CONFIG}."))
-    ):
+    if not stored.is_file() and run.path.is_dir() and not _bare(run.path):
         raise RunError(f"{run.path}: not empty and not a run directory. Choose another --out")
     run.path.mkdir(parents=True, exist_ok=True)
     with _locked(run.path / ".lock", run.path):
@@ -278,9 +282,14 @@ def writing(path: str | Path, recipe: str, config: Any) -> Iterator[RunDir]:
         try:
             yield run
         except Exception:
-            if fresh and not any((run.path / name).exists() for name in (*RESULTS, MANIFEST) if name != CONFIG):
+            if fresh and _bare(run.path):
                 stored.unlink(missing_ok=True)  # settings that can't work must not stand in the way of better ones
             raise
+
+
+def _bare(path: Path) -> bool:
+    """Whether a directory holds nothing but settings, the lock, and what a kill while writing settings left."""
+    return all(p.name in (CONFIG, ".lock") or p.name.startswith(f".{CONFIG}.") for p in path.iterdir())
 
 
 def _refuse_other_settings(stored: Path, settings: dict[str, Any], config: Any) -> None:

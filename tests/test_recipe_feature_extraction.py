@@ -1,6 +1,8 @@
 """The recipe as a function and as a command: quiet, repeatable, resumable."""
 
 import dataclasses
+import inspect
+import json
 import os
 import re
 import shutil
@@ -21,7 +23,8 @@ from edgetl.errors import BackboneError, ConfigError, DatasetError, EdgetlError,
 from edgetl.inputs import ImageInput
 from edgetl.metrics import score
 from edgetl.rundir import CONFIG, METRICS, RunDir, open_run, read_json
-from recipes import feature_extraction
+from recipes import experiment
+from recipes.experiment import Experiment
 from recipes.feature_extraction import Config, Metrics, main
 
 ROOT = Path(__file__).parent.parent
@@ -168,6 +171,30 @@ def test_a_damaged_finished_run_is_not_called_finished(run_copy: RunDir, photo_f
         main(settings)
 
 
+def test_settings_in_a_run_have_the_names_that_earlier_runs_have(trained_run: RunDir) -> None:
+    shared = "data out backbone weights image_size resize validation_fraction test_fraction seed"
+    shared += " max_unreadable cache workers"
+    own = "head hidden_units dropout learning_rate weight_decay epochs batch_size"
+    assert [field.name for field in dataclasses.fields(Experiment)] == shared.split()
+    assert set(json.loads((trained_run.path / CONFIG).read_text())) == {"recipe", *shared.split(), *own.split()}
+
+
+def test_help_explains_every_option_inherited_ones_included() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "recipes.feature_extraction", "--help"], capture_output=True, text=True, cwd=ROOT
+    )
+    text = " ".join(done.stdout.replace("│", " ").split())
+    sources = [inspect.getsource(Experiment), inspect.getsource(Config)]
+    explained = [
+        " ".join(line.split('"""')[1].split())
+        for source in sources
+        for line in source.splitlines()[3:]
+        if line.count('"""') == 2
+    ]
+    assert len(explained) == len(dataclasses.fields(Config))
+    assert not [line for line in explained if line not in text]
+
+
 # --- interruption ---------------------------------------------------------------------------------------------------
 
 SLOW_PHOTOS = """if True:
@@ -265,7 +292,7 @@ def test_a_class_too_small_for_three_parts_is_refused_before_anything_is_compute
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = make_photo_folder(tmp_path / "photos", {"cat": 12, "dog": 2})
-    monkeypatch.setattr(feature_extraction, "build_backbone", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(experiment, "build_backbone", lambda *_: pytest.fail("too late"))
     with pytest.raises(DatasetError, match=r"class dog has 2 example\(s\), need at least 3"):
         main(config(photos, tmp_path / "run"))
     assert not (tmp_path / "run").exists()

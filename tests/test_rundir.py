@@ -28,15 +28,17 @@ class Settings:
     workers: int = field(default=0, metadata={"affects_result": False})
 
 
-def finish(settings: Settings) -> RunDir:
-    """A run without training: every file that a finished one has."""
+def finish(settings: Settings, **extra: str) -> RunDir:
+    """A run without training: every file that a finished one has, and one of each name of `extra`."""
     with writing(settings.out, "toy", settings) as run:
         run.write(rundir.INPUTS, to_json(ImageInput(8, 8)))
         run.write(rundir.LABELS, "cat\ndog\n")
         run.write(rundir.SPLITS, "id,label,split,sha256\n")
         run.write(rundir.MODEL, b"model")
         run.write(rundir.METRICS, "{}")
-        run.finish(recipe="toy", data="photos", data_sha256="0" * 64, seed=settings.seed)
+        for name, text in extra.items():
+            run.write(name, text)
+        run.finish(recipe="toy", data="photos", data_sha256="0" * 64, seed=settings.seed, extra=tuple(extra))
     return run
 
 
@@ -122,6 +124,17 @@ def test_a_lost_file_is_named(run: RunDir, name: str) -> None:
         open_run(run.path)
 
 
+def test_the_manifest_vouches_for_what_a_recipe_adds(tmp_path: Path) -> None:
+    run = finish(Settings(tmp_path / "run"), **{"history.csv": "epoch\n1\n"})
+    assert set(open_run(run.path).manifest.files) == {*rundir.RESULTS, "history.csv"}
+    (run.path / "history.csv").write_text("epoch\n2\n")
+    with pytest.raises(RunError, match=r"history\.csv: changed since the run finished"):
+        open_run(run.path)
+    (run.path / "history.csv").unlink()
+    with pytest.raises(RunError, match=r"history\.csv: missing from a finished run"):
+        open_run(run.path)
+
+
 def test_what_is_no_run_is_told_apart(tmp_path: Path, run: RunDir) -> None:
     with pytest.raises(RunError, match="gone: no such run directory"):
         open_run(tmp_path / "gone")
@@ -192,6 +205,18 @@ def test_an_interrupted_run_is_unfinished_and_taken_up_again(tmp_path: Path) -> 
     with pytest.raises(RunError, match="unfinished"):
         open_run(settings.out)
     assert open_run(finish(settings).path).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("left", [[], ["history.csv"], ["checkpoints/last"]], ids=str)
+def test_settings_of_a_failed_run_stay_only_where_it_left_something(left: list[str], tmp_path: Path) -> None:
+    settings = Settings(tmp_path / "run")
+    with pytest.raises(DatasetError), writing(settings.out, "toy", settings) as run:
+        for name in left:
+            (run.path / name).parent.mkdir(exist_ok=True)
+            (run.path / name).write_text("x")
+        raise DatasetError("no")
+    assert (settings.out / rundir.CONFIG).is_file() == bool(left)
+    assert open_run(finish(settings).path).finished, "the same settings take it up again"
 
 
 def test_a_directory_with_something_else_is_not_touched(tmp_path: Path) -> None:

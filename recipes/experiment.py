@@ -1,0 +1,255 @@
+"""What every recipe on photos shares: the knobs, and the steps from photos to a run directory.
+
+A recipe derives its `Config` from `Experiment` and reads from top to bottom: these steps, and its own between them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgetl import data, features, rundir
+from edgetl.backbones import registry
+from edgetl.backbones.backbone import Backbone
+from edgetl.config import to_json
+from edgetl.console import log, progress, quiet_tensorflow
+from edgetl.errors import ConfigError, RunError, WeightsError
+from edgetl.inputs import ImageInput, InputSpec, ResizeRule
+from edgetl.metrics import Scores
+from edgetl.rundir import RunDir
+
+if TYPE_CHECKING:
+    import keras
+
+TASK = "classification"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The settings that every recipe on photos has; a recipe's own follow."""
+
+    data: str
+    """Folder with one subfolder of photos per class, or with train/ validation/ test/ of such; or a data set: elpv."""
+    out: Path = field(metadata={"affects_result": False})
+    """Run directory to write. Run the same command again to resume an interrupted run."""
+    backbone: str = "EfficientNetLite0"
+    """Pretrained network; `edgetl backbones` lists all."""
+    weights: str = "imagenet"
+    """`imagenet`, `none` (random), or a file: .weights.h5, .h5, .keras."""
+    image_size: int = 0
+    """Side of the square input, pixels; 0 means the backbone's own size."""
+    resize: ResizeRule = "stretch"
+    """How a photo is fitted in: stretch (as phone libraries do), crop (cut the longer side), pad (black bars)."""
+    validation_fraction: float = 0.15
+    """Share of all photos on which choices are made, 0..1; ignored where the folder brings its own split."""
+    test_fraction: float = 0.25
+    """Share of all photos held out for the final figures, 0..1; ignored where the folder brings its own split."""
+    seed: int = 0
+    """Seed of the split and of everything random."""
+    max_unreadable: float = 0.01
+    """Share of unreadable photos, 0..1, above which the run stops."""
+    cache: Path = field(default_factory=features.default_cache, metadata={"affects_result": False})
+    """Where features are stored for the next run. Default: $EDGETL_CACHE or ~/.cache/edgetl."""
+    workers: int = field(default=0, metadata={"affects_result": False})
+    """Threads that decode and run the backbone; 0 means one per core."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What every `metrics.json` holds; a recipe may add its own."""
+
+    validation: Scores
+    test: Scores
+    head: str
+    """What was chosen on validation, in words."""
+    unreadable: tuple[str, ...]
+    """Ids of photos that could not be read, and are in no split."""
+
+
+def check_common(config: Experiment) -> None:
+    """Refuse shared settings that can't work, before anything is loaded.
+
+    Raises:
+        ConfigError: names the option, what it got, and what it takes.
+    """
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"--seed {config.seed}: must be between 0 and {2**32 - 1}")
+    check_share("max-unreadable", config.max_unreadable)
+    for name, number in [("image-size", config.image_size), ("workers", config.workers)]:
+        if number < 0:
+            raise ConfigError(f"--{name} {number}: must not be negative; 0 chooses by itself")
+
+
+def check_share(name: str, fraction: float) -> None:
+    """Refuse what is no share, 0 included and 1 not.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    if not 0 <= fraction < 1:
+        raise ConfigError(f"--{name} {fraction}: a share between 0 and 1 is needed, such as 0.3")
+
+
+def row_and_spec(config: Experiment) -> tuple[Backbone, ImageInput]:
+    """The backbone's row of the registry, and the input contract of the model to be made.
+
+    Raises:
+        BackboneError: no such backbone.
+    """
+    row = registry.get(config.backbone)
+    size = config.image_size or row.default_size
+    return row, ImageInput(size, size, config.resize)
+
+
+def load_examples(config: Experiment) -> data.Examples:
+    """Find the photos, and refuse what can't be divided now, not after minutes of computing.
+
+    Raises:
+        DatasetError: no such data, or too few of a class.
+        ConfigError: the fractions leave nothing, or the run would be written among the photos.
+    """
+    examples = data.load(config.data)
+    if config.out.expanduser().resolve().is_relative_to(examples.root.resolve()):
+        raise ConfigError(f"--out {config.out}: lies in the data and would be taken for a class. Choose another place")
+    divide(config, examples)
+    return examples
+
+
+def divide(config: Experiment, examples: data.Examples) -> data.Splits:
+    """Split the examples as the settings say."""
+    return data.split(
+        examples,
+        validation_fraction=config.validation_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+    )
+
+
+def build_backbone(config: Experiment, row: Backbone, spec: InputSpec) -> "keras.Model":
+    """Load the frozen backbone: raw pixels [n, h, w, 3] -> pooled features [n, d]."""
+    quiet_tensorflow()
+    import keras
+
+    from edgetl.backbones.build import build
+
+    keras.utils.set_random_seed(config.seed)
+    with progress(f"load {row.name}"):
+        backbone = build(row.name, spec, config.weights)
+    backbone.trainable = False
+    return backbone
+
+
+def extract(
+    config: Experiment, row: Backbone, spec: InputSpec, examples: data.Examples, backbone: "keras.Model"
+) -> features.Features:
+    """Run all photos through the backbone once, by its converted form: the fastest forward pass on a CPU."""
+    workers = config.workers or data.default_workers()
+
+    def make_forward() -> features.Forward:
+        from export.artifacts import device_errors
+        from export.device.interpreter import Pool
+        from export.saved_model import float_tflite
+
+        with progress(f"convert {row.name} for the feature pass"), device_errors():
+            return Pool(float_tflite(backbone), workers).run
+
+    from edgetl.backbones.weights import weights_sha256
+
+    table = features.extract(
+        examples,
+        spec,
+        make_forward,
+        key={
+            "backbone": row.name,
+            "normalization": str(row.normalization),
+            "weights": weights_sha256(backbone),
+        },
+        cache=config.cache,
+        workers=workers,
+        max_unreadable=config.max_unreadable,
+    )
+    if not np.isfinite(table.values).all():
+        raise WeightsError(f"{row.name}: features are not finite with --weights {config.weights}. Use other weights")
+    return table
+
+
+def fit_linear_head(table: features.Features, splits: data.Splits) -> tuple["keras.Sequential", str]:
+    """Fit logistic regression on the training split, its L2 strength chosen on the validation split.
+
+    Returns:
+        The head, for raw features, and what was chosen, in words.
+    """
+    from edgetl import heads
+    from edgetl.probe import fit_linear_probe
+
+    train, validation = splits.train, splits.validation
+    probe = fit_linear_probe(table.of(train), train.labels, table.of(validation), validation.labels)
+    head = heads.build_head(TASK, probe.kernel.shape[0], len(train.class_names))
+    head.layers[-1].set_weights([probe.kernel, probe.bias])
+    return head, f"linear, L-BFGS, C={probe.inverse_l2:.3g}"
+
+
+def reopen(run: RunDir, examples: data.Examples, kind: type[Metrics] = Metrics) -> RunDir:
+    """Take a finished run as the result, if it is one of the photos that are there now.
+
+    Args:
+        run: the directory, with a manifest.
+        examples: the photos that are there.
+        kind: what the recipe's `metrics.json` holds.
+
+    Raises:
+        RunError: photos came or went since.
+    """
+    finished = rundir.open_run(run.path)
+    known = set(finished.photo_sha256) | set(rundir.read_json(kind, finished.path / rundir.METRICS).unreadable)
+    there = {example.id for example in examples}
+    if known != there:
+        raise RunError(
+            f"{run.path}: finished with other photos ({len(there - known)} came, {len(known - there)} went since). "
+            "Choose another --out"
+        )
+    log.info("%s: already finished with these settings", run.path)
+    return finished
+
+
+def save(
+    run: RunDir,
+    config: Experiment,
+    recipe: str,
+    spec: InputSpec,
+    model: "keras.Model",
+    table: features.Features,
+    splits: data.Splits,
+    metrics: Metrics,
+    extra: Mapping[str, bytes | str] | None = None,
+) -> None:
+    """Write every file of the run; the manifest, which makes it a finished one, comes last.
+
+    Args:
+        run: the directory, held for writing.
+        config: the settings.
+        recipe: its name.
+        spec: the input contract.
+        model: raw pixels -> outputs.
+        table: features of the photos that could be read, and hashes of these.
+        splits: of the same photos.
+        metrics: the recipe's figures.
+        extra: further results, file name -> content; the manifest vouches for them as well.
+    """
+    hashes = {example.id: sha256 for example, sha256 in zip(table.examples, table.sha256, strict=True)}
+    run.write(rundir.INPUTS, to_json(spec))
+    run.write(rundir.LABELS, "".join(f"{name}\n" for name in splits.train.class_names))
+    run.write(rundir.SPLITS, data.write_csv(splits, hashes))
+    run.write_model(model)
+    run.write(rundir.METRICS, to_json(metrics))
+    for name, content in (extra or {}).items():
+        run.write(name, content)
+    run.finish(
+        recipe=recipe,
+        data=table.examples.location,
+        data_sha256=table.data_sha256,
+        seed=config.seed,
+        extra=tuple(extra or ()),
+    )
