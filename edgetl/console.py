@@ -56,23 +56,39 @@ class _RateColumn(ProgressColumn):
 class Bar:
     """One progress bar: `advance(n)` as work gets done."""
 
-    def __init__(self, progress: Progress, total: int | None, label: str) -> None:
-        """Attach a task of `total` items (None: unknown) to a running display."""
+    def __init__(self, progress: Progress, total: int | None, label: str, done: int = 0) -> None:
+        """Attach a task of `total` items (None: unknown), some of them done before, to a running display."""
         self._progress = progress
-        self._task = progress.add_task(label, total=total)
+        self._task = progress.add_task(label, total=total, completed=done)
+        self._part: Bar | None = None
 
     def advance(self, n: int = 1) -> None:
         """Count `n` more items as done."""
         self._progress.advance(self._task, n)
 
+    def part(self, label: str, total: int, done: int = 0) -> "Bar":
+        """Show a second bar below for one part of the work, in place of that of the part before."""
+        if self._part:
+            self._progress.remove_task(self._part._task)
+        self._part = Bar(self._progress, total, label, done)
+        return self._part
+
+    def say(self, line: str) -> None:
+        """Log a line; on a terminal above the bars, which would be torn by it otherwise."""
+        if self._progress.disable:
+            log.info("%s", line)
+        else:
+            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
 
 @contextmanager
-def progress(label: str, total: int | None = None) -> Iterator[Bar]:
+def progress(label: str, total: int | None = None, done: int = 0) -> Iterator[Bar]:
     """Show one progress bar with rate and time left while the block runs.
 
     Args:
         label: what is being done, a few words.
         total: number of items, or None for work of unknown length (a spinner with the elapsed time).
+        done: number of items that an earlier process has done.
 
     Yields:
         The bar. On a stream that is not a terminal one line is logged at the end instead.
@@ -87,8 +103,7 @@ def progress(label: str, total: int | None = None) -> Iterator[Bar]:
         terminal = console.is_terminal
         display = Progress(*columns, console=console, disable=not (speaks and terminal))
         with display:
-            bar = Bar(display, total, label)
-            yield bar
+            yield Bar(display, total, label, done)
     if speaks and not terminal:
         task = display.tasks[0]
         count = "" if total is None else f" {task.completed:.0f}/{total}"

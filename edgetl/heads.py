@@ -31,7 +31,14 @@ HEADS: dict[str, Head] = {
 
 
 def build_head(
-    task: str, features: int, outputs: int, *, hidden_units: Sequence[int] = (), dropout: float = 0.0
+    task: str,
+    features: int,
+    outputs: int,
+    *,
+    hidden_units: Sequence[int] = (),
+    dropout: float = 0.0,
+    l1: float = 0.0,
+    l2: float = 0.0,
 ) -> keras.Sequential:
     """Build the layers on top of pooled features.
 
@@ -41,6 +48,8 @@ def build_head(
         outputs: number of classes.
         hidden_units: widths of ReLU layers between features and output; none gives a linear head.
         dropout: share of activations dropped before each dense layer while training, 0..1.
+        l1: penalty on the sum of the output layer's absolute weights; 0 is off.
+        l2: penalty on the sum of their squares; 0 is off.
 
     Returns:
         A model, float32 [n, features] -> [n, outputs].
@@ -50,7 +59,9 @@ def build_head(
         layers += [keras.layers.Dropout(dropout, name=f"head_dropout{index}")] if dropout else []
         layers.append(keras.layers.Dense(units, activation="relu", name=f"head_dense{index}"))
     layers += [keras.layers.Dropout(dropout, name="head_dropout")] if dropout else []
-    layers.append(keras.layers.Dense(outputs, activation=HEADS[task].activation, name=OUTPUT_LAYER))
+    penalty = keras.regularizers.L1L2(l1, l2) if l1 or l2 else None
+    activation = HEADS[task].activation
+    layers.append(keras.layers.Dense(outputs, activation=activation, kernel_regularizer=penalty, name=OUTPUT_LAYER))
     return keras.Sequential(layers, name="head")
 
 

@@ -9,6 +9,8 @@ from edgetl.config import command
 COMMANDS = {
     "backbones": ("edgetl.backbones.__main__", "list the pretrained networks"),
     "feature-extraction": ("recipes.feature_extraction", "train a new head on a frozen backbone"),
+    "fine-tune": ("recipes.fine_tune", "train the last blocks of a backbone as well"),
+    "find-learning-rate": ("recipes.find_learning_rate", "suggest learning rates for fine-tuning"),
     "convert": ("export.convert", "make .tflite artifacts from a run"),
     "evaluate": ("export.evaluate", "score the artifacts on the test split"),
     "benchmark": ("export.benchmark", "time artifacts on this machine"),

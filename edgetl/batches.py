@@ -1,0 +1,177 @@
+"""Training examples in batches whose order follows from (seed, phase, epoch) alone, so that a stopped epoch can go on.
+
+Two sources: border activations, stored once (`StoredSource`), or the photos themselves, decoded anew in each
+epoch (`StreamedSource`). Both give uint8 pixels or float16 activations; the training step turns them into float32.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.activations import Activations
+from edgetl.console import quiet_tensorflow
+from edgetl.data import Examples, default_workers, load_pixels
+from edgetl.errors import DatasetError, UnreadableImageError
+from edgetl.inputs import InputSpec
+from edgetl.losses import balanced_indices
+
+quiet_tensorflow()
+import tensorflow as tf  # noqa: E402
+
+PREFETCH = 2
+"""Batches made ahead. A fixed number: autotuning has stalled epochs for half a minute."""
+
+
+class Source(Protocol):
+    """Where the inputs of training come from."""
+
+    @property
+    def views(self) -> int:
+        """Stored versions of each photo; view 0 is the photo as it is."""
+
+    def __len__(self) -> int:
+        """Number of photos."""
+
+    def gather(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Inputs of some photos, each [n, ...], in the given versions."""
+
+    def signature(self) -> tuple[tf.TensorSpec, ...]:
+        """Shapes and types of what `gather` gives, with a batch of unknown size."""
+
+    def close(self) -> None:
+        """Let go of files and threads."""
+
+
+@dataclass(frozen=True)
+class StoredSource:
+    """Border activations that `edgetl.activations.store` has computed."""
+
+    activations: Activations
+    shapes: tuple[tuple[int, ...], ...]
+    """Of the border tensors, without the batch."""
+
+    @property
+    def views(self) -> int:
+        """Stored versions of each photo."""
+        return self.activations.views
+
+    def __len__(self) -> int:
+        """Number of photos."""
+        return len(self.activations)
+
+    def gather(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """float16 [n, *shape], one array per border tensor."""
+        return self.activations.gather(rows, views)
+
+    def signature(self) -> tuple[tf.TensorSpec, ...]:
+        """Shapes and types of what `gather` gives."""
+        return tuple(tf.TensorSpec((None, *shape), tf.float16) for shape in self.shapes)
+
+    def close(self) -> None:
+        """Let others delete what is stored, if they need the room."""
+        self.activations.close()
+
+
+class StreamedSource:
+    """Photos, decoded by threads each time that they are asked for."""
+
+    views = 1
+
+    def __init__(self, examples: Examples, spec: InputSpec, workers: int | None = None) -> None:
+        """Start the threads; `close` ends them."""
+        self._examples, self._spec = examples, spec
+        self._pool = ThreadPoolExecutor(workers or default_workers(), thread_name_prefix="decode")
+
+    def __len__(self) -> int:
+        """Number of photos."""
+        return len(self._examples)
+
+    def gather(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """uint8 [n, h, w, 3].
+
+        Raises:
+            DatasetError: a photo that could be read before can't be read now.
+        """
+        return (np.stack(list(self._pool.map(self._pixels, rows))),)
+
+    def _pixels(self, row: int) -> NDArray[np.uint8]:
+        example = self._examples.items[row]
+        try:
+            return load_pixels(example, self._spec)[0]
+        except UnreadableImageError as error:
+            raise DatasetError(
+                f"{example.path}: can't be read any more ({error}). Restore the photo and run the same command again"
+            ) from error
+
+    def signature(self) -> tuple[tf.TensorSpec, ...]:
+        """Shape and type of what `gather` gives."""
+        return (tf.TensorSpec((None, *self._spec.shape), tf.uint8),)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches of one training split."""
+
+    source: Source
+    labels: NDArray[np.int64]
+    """Class index of each photo of the source."""
+    classes: int
+    batch_size: int
+    seed: int
+    sampling: Literal["natural", "balanced"] = "natural"
+    """`natural`: each photo once per epoch. `balanced`: as many photos of each class as of any other."""
+
+    @property
+    def size(self) -> int:
+        """Photos per batch: never more than there are."""
+        return min(self.batch_size, len(self.labels))
+
+    @property
+    def steps(self) -> int:
+        """Batches per epoch. What doesn't fill the last one is left out, other photos in each epoch."""
+        return len(self.labels) // self.size
+
+    def order(self, phase: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and views of one epoch, each [steps, size]."""
+        rng = np.random.default_rng((self.seed, phase, epoch))
+        count = self.steps * self.size
+        if self.sampling == "balanced":
+            rows = balanced_indices(self.labels, count, rng)
+        else:
+            rows = rng.permutation(len(self.labels))[:count]
+        views = rng.integers(0, self.source.views, count)
+        return rows.reshape(self.steps, self.size), views.reshape(self.steps, self.size)
+
+    def dataset(self, phase: int, epoch: int, first_step: int = 0) -> tf.data.Dataset:
+        """The batches of one epoch from a step on: (inputs, one-hot labels float32 [size, classes])."""
+        rows, views = self.order(phase, epoch)
+
+        def generate() -> Iterator[tuple[tuple[NDArray[Any], ...], NDArray[np.float32]]]:
+            for step in range(first_step, self.steps):
+                yield self.source.gather(rows[step], views[step]), self.one_hot(rows[step])
+
+        signature = (
+            tuple(tf.TensorSpec((self.size, *spec.shape[1:]), spec.dtype) for spec in self.source.signature()),
+            tf.TensorSpec((self.size, self.classes), tf.float32),
+        )
+        batches = tf.data.Dataset.from_generator(generate, output_signature=signature)
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        options.autotune.enabled = False
+        return (
+            batches.apply(tf.data.experimental.assert_cardinality(self.steps - first_step))
+            .prefetch(PREFETCH)
+            .with_options(options)
+        )
+
+    def one_hot(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Labels of some photos, float32 [n, classes]."""
+        return np.eye(self.classes, dtype=np.float32)[self.labels[rows]]

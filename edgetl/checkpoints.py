@@ -1,0 +1,67 @@
+"""The state of an unfinished training in one file, written whole or not at all.
+
+One .npz: arrays by name plus one JSON object. The checksums of the zip format tell flipped bits.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.console import log
+from edgetl.rundir import write_atomic
+
+_STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that training needs to go on as if it had never stopped."""
+
+    state: dict[str, Any]
+    """Counters and history, as JSON holds them."""
+    arrays: Mapping[str, NDArray[Any]]
+    """Weights, optimizer state, seeds, by name."""
+
+    def group(self, prefix: str) -> list[NDArray[Any]]:
+        """Arrays `prefix/0`, `prefix/1`, ... in order."""
+        count = sum(name.startswith(f"{prefix}/") for name in self.arrays)
+        return [self.arrays[f"{prefix}/{index}"] for index in range(count)]
+
+
+def grouped(**groups: list[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Name the arrays of several lists so that `Checkpoint.group` finds them again."""
+    return {f"{name}/{index}": array for name, arrays in groups.items() for index, array in enumerate(arrays)}
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint over the last one.
+
+    Raises:
+        OSError: no space; the last one stays.
+    """
+    buffer = BytesIO()
+    text = np.frombuffer(json.dumps(checkpoint.state).encode(), np.uint8)
+    arrays: dict[str, Any] = {_STATE: text, **checkpoint.arrays}
+    np.savez(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+def load(path: Path) -> Checkpoint | None:
+    """Read a checkpoint; None if there is none, or none that can be read (then training starts anew, and says so)."""
+    if not path.is_file():
+        return None
+    try:
+        with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        return Checkpoint(json.loads(arrays.pop(_STATE).tobytes()), arrays)
+    except OSError:
+        raise
+    except Exception:  # a flipped bit can ask zipfile for encryption, compression or anything else that it can't do
+        log.warning("%s is damaged: training starts from its beginning", path)
+        return None

@@ -1,0 +1,422 @@
+"""Training of thawed blocks, phase after phase, that can be killed at any moment and goes on to the same weights.
+
+What is random in an epoch follows from (seed, phase, epoch): the order of the photos, augmentation, dropout.
+A checkpoint after each epoch, and one where a signal stops it in the middle of one, hold everything else.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl import checkpoints
+from edgetl.augment import Mixing, layers_of, reseed, seed_generators
+from edgetl.backbones.blocks import Block
+from edgetl.batches import Batches, Source
+from edgetl.checkpoints import Checkpoint, grouped
+from edgetl.console import Bar, log, progress, quiet_tensorflow
+from edgetl.errors import ConfigError
+from edgetl.history import Epoch, watch
+from edgetl.inputs import ImageInput
+from edgetl.learning_rate import divergence
+from edgetl.losses import class_weights, make_loss
+from edgetl.optimizers import (
+    OptimizerSettings,
+    Plateau,
+    averaged,
+    current_learning_rate,
+    finalize,
+    make_optimizer,
+    schedule,
+    set_learning_rate,
+)
+from edgetl.optimizers import restore as restore_optimizer
+from edgetl.optimizers import state as optimizer_state
+from edgetl.phases import Phase
+from edgetl.trainee import (
+    BatchNormPolicy,
+    Precision,
+    Trainee,
+    copy_in_precision,
+    learning_layers,
+    learning_rates,
+    recalibrate,
+    strategy_for,
+    thaw,
+)
+
+quiet_tensorflow()
+import keras  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+MAX_CLEAN = 1000
+"""The clean training loss is measured on as many training photos as there are for validation, at most so many."""
+EVALUATION_BATCH = 64
+PROBE = "linear probe"
+"""Name of the history's first row: the model before anything was thawed."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How thawed layers are trained; rates and epochs are the phases' own."""
+
+    seed: int
+    optimizer: OptimizerSettings
+    """Its learning rate is replaced by the phase's."""
+    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
+    warmup_epochs: float = 1.0
+    batch_norm: BatchNormPolicy = "frozen"
+    augment: str = "none"
+    """Preset applied inside the training step; stored views have theirs already."""
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    class_weights: bool = False
+    patience: int = 0
+    """Epochs of the last phase without a lower validation loss after which it stops and the best weights are taken;
+    0: all epochs are trained and the last weights are taken."""
+    precision: Precision = "float32"
+    distribute: bool = False
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The photos that epochs are judged on."""
+
+    source: Source
+    labels: NDArray[np.int64]
+
+
+@dataclass
+class _Progress:
+    """What a checkpoint holds besides arrays."""
+
+    phase: int = 0
+    epoch: int = 0
+    """Whole epochs of the phase that are done."""
+    step: int = 0
+    """Steps of the next epoch that are done: not 0 after a signal."""
+    history: list[Epoch] = dataclasses.field(default_factory=list)
+    plateau: dict[str, Any] = dataclasses.field(default_factory=dict)
+    best_loss: float = math.inf
+    best_epoch: int = 0
+
+
+class FineTuning:
+    """One training. After `run`, the model that was handed in holds the result, float32 whatever it was trained in."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        blocks: Sequence[Block],
+        phases: Sequence[Phase],
+        train: Batches,
+        validation: Validation,
+        settings: Settings,
+        *,
+        checkpoint: Path,
+        on_epoch: Callable[[Sequence[Epoch]], None] = lambda history: None,
+    ) -> None:
+        """Prepare, and read the checkpoint if there is one.
+
+        Args:
+            model: what is behind the border, or the whole: the inputs of the source -> probabilities.
+            blocks: of the backbone, from input to output; those in front of the border may be among them.
+            phases: what learns when.
+            train: batches of the training split.
+            validation: photos that are never trained on.
+            settings: how to do it.
+            checkpoint: file that is written after each epoch.
+            on_epoch: called with the history after each epoch.
+
+        Raises:
+            ConfigError: more than one device was asked for and is not there.
+        """
+        inside = {layer.name for layer in model.layers}
+        self._result, self._phases, self._batches = model, phases, train
+        self._blocks = [block for block in blocks if set(block.layers) <= inside]
+        self._validation, self._settings = validation, settings
+        self._file, self._on_epoch = checkpoint, on_epoch
+        weights = class_weights(train.labels, train.classes) if settings.class_weights else np.ones(train.classes)
+        self._strategy = strategy_for(settings.distribute, train.size)
+        with self._strategy.scope():
+            copied = settings.distribute or settings.precision != "float32"
+            self._model = copy_in_precision(model, settings.precision) if copied else model
+            self._trainee = Trainee(
+                self._model,
+                layers_of(settings.augment, ImageInput(*model.input.shape[1:3]), settings.seed)
+                if settings.augment != "none"
+                else [],
+                Mixing(settings.mixup, settings.cutmix, settings.seed),
+                weights.astype(np.float32),
+            )
+        self._generators = seed_generators([self._trainee])
+        self._pretrained = self._starting_point() if settings.optimizer.l2_sp else {}
+        rows = np.random.default_rng(settings.seed).permutation(len(train.labels))
+        self._clean_rows = np.sort(rows[: min(len(validation.labels), MAX_CLEAN)])
+        self._forward = tf.function(
+            lambda *inputs: self._trainee(tuple(tf.cast(tensor, tf.float32) for tensor in inputs), training=False),
+            input_signature=validation.source.signature(),
+        )
+        self._at = _Progress()
+        self._best: list[NDArray[Any]] = []
+        self._restored: list[NDArray[Any]] = []
+        self._warned: int | None = None
+        self._found = checkpoints.load(checkpoint)
+
+    def run(self) -> tuple[Epoch, ...]:
+        """Train through all phases.
+
+        Returns:
+            The history; its first row is the model as it came.
+
+        Raises:
+            ConfigError: the loss became infinite; the last checkpoint stays.
+            KeyboardInterrupt: after the state in the middle of the epoch was saved.
+        """
+        if self._found:
+            rows = [Epoch(**row) for row in self._found.state["history"]]
+            self._at = _Progress(**{**self._found.state, "history": rows})
+            log.info("going on after %d epochs and %d steps", len(self._at.history) - 1, self._at.step)
+        per_epoch = self._batches.steps * self._batches.size
+        done = (len(self._at.history[1:]) * self._batches.steps + self._at.step) * self._batches.size
+        with progress("training", sum(phase.epochs for phase in self._phases) * per_epoch, done) as self._bar:
+            if not self._at.history:
+                self._judge(PROBE, 0, None, (0.0, 0.0), 0, 0.0)
+            for index in range(self._at.phase, len(self._phases)):
+                self._run_phase(index)
+        if self._settings.batch_norm == "recalibrate":
+            self._recalibrate()
+        if self._model is not self._result:
+            self._result.set_weights(self._model.get_weights())
+        return tuple(self._at.history)
+
+    def range_test(self, rates: NDArray[np.float64]) -> list[float]:
+        """Train one step per rate, all thawed, and see what the loss does. The weights are of no use afterwards.
+
+        Args:
+            rates: of the head, rising; the backbone's keep their share of it.
+
+        Returns:
+            Training loss of each step as optimized, nats, up to the step at which it went off.
+        """
+        index = len(self._phases) - 1
+        optimizer = self._begin(index)
+        losses: list[float] = []
+        epochs = math.ceil(len(rates) / self._batches.steps)
+        batches = (batch for epoch in range(epochs) for batch in self._batches.dataset(index, epoch))
+        reseed(self._generators, self._settings.seed, index, 0)
+        with progress("learning rate range test", len(rates)) as bar:
+            for rate, (inputs, labels) in zip(rates, batches, strict=False):
+                set_learning_rate(optimizer, float(rate))
+                losses.append(float(np.ravel(self._trainee.train_on_batch(inputs, labels))[0]))
+                bar.advance()
+                if divergence(losses) is not None:
+                    break
+        return losses
+
+    def _starting_point(self) -> dict[str, NDArray[Any]]:
+        """The backbone's weights as they came; the head is new and pulled nowhere."""
+        names = [name for block in self._blocks for name in block.layers]
+        return {w.path: np.array(w) for name in names for w in self._model.get_layer(name).trainable_variables}
+
+    def _run_phase(self, index: int) -> None:
+        phase, at = self._phases[index], self._at
+        optimizer = self._begin(index)
+        while at.epoch < phase.epochs:
+            done = at.epoch
+            try:
+                self._run_epoch(index, optimizer)
+            except KeyboardInterrupt:
+                if at.epoch == done:  # else it was caught while the checkpoint of a whole epoch was written
+                    at.step = int(optimizer.iterations) - done * self._batches.steps
+                    self._save(optimizer)
+                raise
+        if self._best and index == len(self._phases) - 1:
+            self._model.set_weights(self._best)
+            log.info("took the weights of epoch %d, the lowest validation loss", at.best_epoch)
+        else:
+            finalize(optimizer, self._trainee.trainable_variables)
+        at.phase, at.epoch, at.step, at.plateau = index + 1, 0, 0, {}
+
+    def _begin(self, index: int) -> keras.optimizers.Optimizer:
+        """Freeze and thaw, make the optimizer, and put back what a checkpoint of this phase holds."""
+        phase, settings = self._phases[index], self._settings
+        thaw(self._model, phase, self._blocks, settings.batch_norm)
+        total = phase.epochs * self._batches.steps
+        warmup = min(round(settings.warmup_epochs * self._batches.steps), total // 2)
+        warmup = 0 if settings.schedule == "plateau" else warmup
+        with self._strategy.scope():
+            optimizer = make_optimizer(
+                dataclasses.replace(settings.optimizer, learning_rate=phase.head_learning_rate),
+                schedule(settings.schedule, phase.head_learning_rate, warmup, total),
+                learning_rates(self._model, phase, self._blocks),
+                self._pretrained,
+            )
+            if settings.precision == "mixed_float16":
+                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+            loss = make_loss(settings.label_smoothing, settings.focal_gamma)
+            self._trainee.compile(optimizer, loss, jit_compile=False)
+            optimizer.build(self._trainee.trainable_variables)
+        if self._found and self._at.phase == index:
+            self._model.set_weights(self._found.group("weights"))
+            if optimizer_arrays := self._found.group("optimizer"):
+                restore_optimizer(optimizer, optimizer_arrays)
+            for generator, numbers in zip(self._generators, self._found.group("seeds"), strict=True):
+                generator.state.assign(numbers)
+            self._best, self._restored = self._found.group("best"), self._found.group("metrics")
+            self._found = None
+        return optimizer
+
+    def _run_epoch(self, index: int, optimizer: keras.optimizers.Optimizer) -> None:
+        """Train one epoch, or the rest of one; judge it; write the checkpoint."""
+        phase, at, steps, size = self._phases[index], self._at, self._batches.steps, self._batches.size
+        start = time.perf_counter()
+        taken = (steps - at.step) * size
+        if not at.step:
+            reseed(self._generators, self._settings.seed, index, at.epoch)
+        title = f"{phase.name}, epoch {at.epoch + 1} of {phase.epochs}"
+        if at.step < steps:
+            bar = self._bar.part(title, steps * size, at.step * size)
+            self._trainee.fit(
+                self._batches.dataset(index, at.epoch, at.step),
+                steps_per_epoch=steps - at.step,
+                shuffle=False,
+                callbacks=[_Steps((self._bar, bar), size, self._restored, title)],
+                verbose=0,
+            )
+        rate = current_learning_rate(optimizer)
+        backbone_rate = rate * phase.backbone_learning_rate / phase.head_learning_rate if phase.thawed else 0.0
+        with averaged(optimizer, self._trainee.trainable_variables):
+            row = self._judge(
+                phase.name, at.epoch + 1, self._mean_loss(), (rate, backbone_rate), taken, time.perf_counter() - start
+            )
+            last = index == len(self._phases) - 1
+            if self._settings.patience and last and row.validation_loss < at.best_loss:
+                at.best_loss, at.best_epoch, self._best = row.validation_loss, row.epoch, self._model.get_weights()
+        if self._settings.schedule == "plateau":
+            self._lower_rate(optimizer, row.validation_loss)
+        at.epoch, at.step, self._restored = at.epoch + 1, 0, []
+        if self._settings.patience and last and at.epoch - at.best_epoch >= self._settings.patience:
+            self._bar.say(f"no lower validation loss for {self._settings.patience} epochs: stopping")
+            at.epoch = phase.epochs
+        self._save(optimizer)
+        self._on_epoch(at.history)
+
+    def _mean_loss(self) -> float:
+        """Training loss of the epoch as optimized, from Keras or from the checkpoint of an epoch that was just whole."""
+        if self._at.step == self._batches.steps:
+            total, count = self._restored
+            return float(total / count)
+        return float(self._trainee.metrics[0].result())
+
+    def _judge(
+        self, phase: str, epoch: int, train_loss: float | None, rates: tuple[float, float], taken: int, seconds: float
+    ) -> Epoch:
+        """Measure the model on clean photos, add a row to the history and say what it shows."""
+        fit_loss, fit_top1 = self._measure(self._batches.source, self._clean_rows, self._batches.labels)
+        rows = np.arange(len(self._validation.labels))
+        loss, top1 = self._measure(self._validation.source, rows, self._validation.labels)
+        row = Epoch(
+            phase=phase,
+            epoch=epoch,
+            head_learning_rate=rates[0],
+            backbone_learning_rate=rates[1],
+            train_loss=fit_loss if train_loss is None else train_loss,
+            fit_loss=fit_loss,
+            fit_top1=fit_top1,
+            validation_loss=loss,
+            validation_top1=top1,
+            images_per_second=taken / seconds if taken else 0.0,
+            seconds=seconds,
+        )
+        if not math.isfinite(row.validation_loss + row.train_loss):
+            raise diverged(f"{phase}, epoch {epoch}", "validation loss is not a number")
+        self._at.history.append(row)
+        self._bar.say(_line(row))
+        verdict = watch(self._at.history)
+        if verdict.line and verdict.since != self._warned:
+            self._warned = verdict.since
+            self._bar.say(verdict.line)
+        return row
+
+    def _measure(self, source: Source, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[float, float]:
+        """Cross-entropy, nats, and top-1, 0..1, on photos as they are."""
+        parts = []
+        for start in range(0, len(rows), EVALUATION_BATCH):
+            part = rows[start : start + EVALUATION_BATCH]
+            parts.append(self._forward(*source.gather(part, np.zeros_like(part))).numpy())
+        probabilities = np.concatenate(parts).astype(np.float64)
+        right = probabilities[np.arange(len(rows)), labels[rows]]
+        return float(-np.log(np.clip(right, 1e-7, None)).mean()), float(
+            (probabilities.argmax(1) == labels[rows]).mean()
+        )
+
+    def _lower_rate(self, optimizer: keras.optimizers.Optimizer, loss: float) -> None:
+        plateau = Plateau(**self._at.plateau)
+        set_learning_rate(optimizer, current_learning_rate(optimizer) * plateau.update(loss))
+        self._at.plateau = dataclasses.asdict(plateau)
+
+    def _save(self, optimizer: keras.optimizers.Optimizer) -> None:
+        arrays = grouped(
+            weights=self._model.get_weights(),
+            optimizer=optimizer_state(optimizer),
+            seeds=[np.array(generator.state) for generator in self._generators],
+            metrics=[np.array(v) for v in self._trainee.metrics[0].variables],
+            best=self._best,
+        )
+        checkpoints.save(self._file, Checkpoint(dataclasses.asdict(self._at), arrays))
+
+    def _recalibrate(self) -> None:
+        names = learning_layers(self._phases[-1], self._blocks, "train", self._model)
+        layers = [self._model.get_layer(name) for name in names]
+        norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
+        with progress(f"recalibrate {len(norms)} BatchNorm layers"):
+            recalibrate(self._trainee, norms, self._batches.dataset(len(self._phases), 0))
+
+
+class _Steps(keras.callbacks.Callback):  # type: ignore[misc]
+    """Moves the bars on, stops at the first loss that is no number, takes up the mean loss of a stopped epoch."""
+
+    def __init__(self, bars: Sequence[Bar], size: int, metrics: list[NDArray[Any]], where: str) -> None:
+        super().__init__()
+        self._bars, self._size, self._metrics, self._where = bars, size, metrics, where
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        for variable, value in zip(self.model.metrics[0].variables, self._metrics, strict=False):
+            variable.assign(value)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        for bar in self._bars:
+            bar.advance(self._size)
+        if not math.isfinite(logs["loss"]):
+            raise diverged(self._where, f"loss {logs['loss']} at step {batch + 1}")
+
+
+def diverged(where: str, what: str) -> ConfigError:
+    """Make the error of a training that can't go on."""
+    return ConfigError(
+        f"training diverged: {what} ({where}). The checkpoint before it is kept; train into a new --out with a tenth "
+        "of --head-lr and --backbone-lr (python -m recipes.find_learning_rate suggests them), or with --clip-norm 1"
+    )
+
+
+def _line(row: Epoch) -> str:
+    parts = [
+        f"{row.phase}, epoch {row.epoch}" if row.epoch else row.phase,
+        f"training loss {row.fit_loss:.3f}, top-1 {100 * row.fit_top1:.1f} %",
+        f"validation loss {row.validation_loss:.3f}, top-1 {100 * row.validation_top1:.1f} %",
+    ]
+    if row.epoch:
+        parts += [
+            f"rates {row.head_learning_rate:.1e}, {row.backbone_learning_rate:.1e}",
+            f"{row.images_per_second:.0f} images/s",
+        ]
+    return " | ".join(parts)

@@ -1,0 +1,522 @@
+"""Linear probe, then thawed blocks: more accuracy than frozen features, without losing what they know.
+
+`python -m recipes.fine_tune --data photos/ --out runs/mine`
+
+First the head alone, by the linear probe of the feature-extraction recipe, so that the thawed layers never see the
+gradients of a random head (LP-FT, Kumar et al. 2022). Then blocks are thawed from the output towards the input.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from edgetl import data, features, phases, rundir
+from edgetl.backbones.backbone import Backbone
+from edgetl.config import checked, command
+from edgetl.console import Bar, log, progress
+from edgetl.errors import ConfigError, RunError
+from edgetl.inputs import ImageInput
+from edgetl.metrics import Scores, score
+from edgetl.phases import Phase
+from edgetl.rundir import RunDir
+from recipes import experiment
+from recipes.experiment import Experiment
+
+if TYPE_CHECKING:
+    import keras
+    from numpy.typing import NDArray
+
+    from edgetl.activations import Activations
+    from edgetl.backbones.blocks import Block
+    from edgetl.batches import Batches, Source
+    from edgetl.fine_tuning import Settings, Validation
+    from edgetl.history import Epoch
+
+RECIPE = "fine_tune"
+PROG = f"python -m recipes.{RECIPE}"
+HISTORY = "history.csv"
+CURVES = "curves.png"
+CHECKPOINT = "checkpoint.npz"
+TENSORBOARD = "tensorboard"
+BATCH_NORM = {
+    "frozen": "statistics and scales frozen",
+    "train": "trained with the thawed blocks",
+    "recalibrate": "frozen in training, statistics of the thawed blocks measured again at the end",
+}
+DEFAULT_VIEWS = 8
+"""Stored views where nobody says otherwise and the preset does not have a number of its own."""
+
+
+@dataclass(frozen=True)
+class Config(Experiment):
+    """Fine-tune a pretrained backbone: linear probe first, then thawed blocks at lower learning rates."""
+
+    resume: bool = field(default=False, metadata={"affects_result": False})
+    """Insist that there is an unfinished run to go on with. The same command without it resumes as well."""
+    thaw: str = "0.7"
+    """What learns: a number of blocks from the output (6), a share of them (0.5), a block or layer by name (it and all
+    after it), or `all`."""
+    gradual: int = 1
+    """Number of phases: from the output to the input, one group of blocks is thawed after another."""
+    epochs: int = 12
+    """Of the last phase, in which everything that is thawed learns."""
+    epochs_per_group: int = 2
+    """Of each phase before the last."""
+    batch_size: int = 32
+    """Photos per step."""
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "lion"] = "adamw"
+    """`sgd` has momentum 0.9, Nesterov's."""
+    head_lr: float = 3e-4
+    """Learning rate of the head, in units of the optimizer."""
+    backbone_lr: float = 3e-4
+    """Learning rate of the last block of the backbone."""
+    layer_decay: float = 0.8
+    """A block learns at this share of the rate of the block after it, 0..1; 1 gives all the same rate."""
+    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
+    """How rates change: cosine to 0 after the warm-up, constant, or a third when validation loss stops falling."""
+    warmup_epochs: float = 1.0
+    """Epochs over which rates rise from 0; half a phase at most. Not for plateau."""
+    batch_norm: Literal["frozen", "train", "recalibrate"] = "frozen"
+    """BatchNorm layers of thawed blocks: frozen; trained; or frozen, with statistics measured again at the end."""
+    augment: Literal["none", "flips", "light", "medium", "strong", "symmetries"] = "flips"
+    """Changes to training photos, never part of the model; `symmetries` is for photos without an up."""
+    views: int = -1
+    """Stored versions of each training photo, the photo itself among them; 0 stores none and augments photos anew in
+    each epoch; -1 takes all that the preset has, or 8."""
+    disk_budget_gb: float = field(default=10.0, metadata={"affects_result": False})
+    """Most that stored activations of all runs together may take, GB (10^9 bytes)."""
+    dropout: float = 0.2
+    """Share of features dropped before the head while training, 0..1."""
+    l1: float = 0.0
+    """L1 penalty on the head's kernel."""
+    l2: float = 0.0
+    """L2 penalty on the head's kernel."""
+    weight_decay: float = 0.05
+    """Decoupled decay per step as a share of the learning rate; biases and norms are spared."""
+    l2_sp: float = 0.0
+    """Pull of the backbone's weights towards the pretrained ones (Li et al. 2018)."""
+    label_smoothing: float = 0.1
+    """Share of each label that is spread over all classes, 0..1."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 is off. On stored activations it is manifold mixup."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 is off."""
+    focal_gamma: float = 0.0
+    """Focal loss: weight of hard examples; 0 is plain cross-entropy."""
+    class_balance: Literal["none", "weights", "sampling"] = "none"
+    """For classes of unequal size: weights in the loss, or as many photos of each class in every epoch."""
+    clip_norm: float = 1.0
+    """Longest gradient, all variables together; longer ones are shortened. 0 is off."""
+    ema: float = 0.0
+    """Momentum, such as 0.99, of an average over the weights of all steps; it is judged and saved. 0 is off."""
+    patience: int = 0
+    """The last phase stops after so many epochs without a lower validation loss, and the best weights are taken; 0: all
+    epochs are trained, and the last weights are taken."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Of the computations in training; the saved model is float32."""
+    distribute: bool = False
+    """Share each batch among all GPUs of this machine (tf.distribute.MirroredStrategy)."""
+    tensorboard: bool = field(default=False, metadata={"affects_result": False})
+    """Write TensorBoard logs into RUN/tensorboard."""
+
+
+@dataclass(frozen=True)
+class Metrics(experiment.Metrics):
+    """What `metrics.json` holds: the fine-tuned Keras model, and how it came about."""
+
+    probe_validation: Scores
+    """The linear probe alone, before anything was thawed."""
+    notes: tuple[str, ...]
+    """What a reader should know about the training: what was thawed, BatchNorm, overfitting."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that training starts from."""
+
+    row: Backbone
+    spec: ImageInput
+    table: features.Features
+    splits: data.Splits
+    model: "keras.Model"
+    """Raw pixels -> probabilities, with the linear probe as head."""
+    learner: "keras.Model"
+    """The part of it behind the border, sharing its layers; all of it where nothing is stored."""
+    blocks: "tuple[Block, ...]"
+    phases: tuple[Phase, ...]
+    train: "Batches"
+    validation: "Validation"
+    head: str
+    """How the probe was chosen."""
+    probe_validation: Scores
+
+
+def main(config: Config) -> RunDir:
+    """Run the experiment.
+
+    Returns:
+        The finished run directory: ready for `export.convert`.
+
+    Raises:
+        EdgetlError: see `edgetl.errors`; a checkpoint that was written stays.
+        KeyboardInterrupt: the state in the middle of the epoch has been saved.
+    """
+    config = checked(config)
+    check(config)
+    if config.resume and not (config.out.expanduser() / rundir.CONFIG).is_file():
+        raise RunError(f"--resume: {config.out} holds no run to go on with. Leave it out to start one")
+    examples = experiment.load_examples(config)
+    with rundir.writing(config.out, RECIPE, config) as run:
+        if run.finished:
+            return experiment.reopen(run, examples, Metrics)
+        from edgetl.fine_tuning import FineTuning
+
+        with prepare(config, examples) as ready:
+            keep_split(run, ready)
+            training = FineTuning(
+                ready.learner,
+                ready.blocks,
+                ready.phases,
+                ready.train,
+                ready.validation,
+                settings(config, streamed=ready.learner is ready.model),
+                checkpoint=run.path / CHECKPOINT,
+                on_epoch=lambda history: show_history(config, run, ready, history),
+            )
+            history = training.run()
+        save(config, run, ready, history)
+    return rundir.open_run(run.path)
+
+
+def check(config: Config) -> None:
+    """Refuse settings that can't work, before anything is loaded.
+
+    Raises:
+        ConfigError: names the option, what it got, and what it takes.
+    """
+    experiment.check_common(config)
+    for name in ("epochs", "epochs_per_group", "gradual", "batch_size"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"--{_option(name)} {getattr(config, name)}: must be at least 1")
+    for name in ("head_lr", "backbone_lr", "disk_budget_gb"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise ConfigError(f"--{_option(name)} {getattr(config, name)}: must be positive, such as {_default(name)}")
+    for name in ("warmup_epochs", "l1", "l2", "weight_decay", "l2_sp", "mixup", "cutmix", "focal_gamma", "clip_norm"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ConfigError(f"--{_option(name)} {getattr(config, name)}: must not be negative; 0 is off")
+    for name in ("dropout", "label_smoothing", "ema"):
+        experiment.check_share(_option(name), getattr(config, name))
+    if not 0 < config.layer_decay <= 1:
+        raise ConfigError(
+            f"--layer-decay {config.layer_decay}: a share of more than 0 and at most 1 is needed, such as 0.8"
+        )
+    if config.patience < 0 or config.views < -1:
+        name, value = ("patience", config.patience) if config.patience < 0 else ("views", config.views)
+        raise ConfigError(f"--{name} {value}: must not be negative")
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _default(name: str) -> object:
+    return next(f.default for f in fields(Config) if f.name == name)
+
+
+@contextmanager
+def prepare(config: Config, examples: data.Examples) -> Iterator[Prepared]:
+    """Do all that comes before training: backbone, plan, probe, and the activations at the border.
+
+    Yields:
+        What training starts from; stored activations are held open for the time of the block.
+    """
+    from edgetl import heads
+    from edgetl.backbones.blocks import blocks_of
+
+    row, spec = experiment.row_and_spec(config)
+    backbone = experiment.build_backbone(config, row, spec)
+    blocks = blocks_of(backbone, row)
+    plan = phases.plan(
+        phases.thawed_blocks(config.thaw, blocks),
+        epochs=config.epochs,
+        groups=config.gradual,
+        epochs_per_group=config.epochs_per_group,
+        head_learning_rate=config.head_lr,
+        backbone_learning_rate=config.backbone_lr,
+        layer_decay=config.layer_decay,
+    )
+    table = experiment.extract(config, row, spec, examples, backbone)
+    splits = experiment.divide(config, table.examples)
+    probe, chosen = experiment.fit_linear_head(table, splits)
+    head = heads.build_head(
+        experiment.TASK, row.features, len(splits.train.class_names), dropout=config.dropout, l1=config.l1, l2=config.l2
+    )
+    head.set_weights(probe.get_weights())
+    model = heads.attach(backbone, head)
+    show_plan(config, model, blocks, plan)
+    with sources(config, row, spec, model, plan, splits) as (learner, train, validation):
+        validated = score(splits.validation.labels, np.asarray(probe(table.of(splits.validation), training=False)))
+        yield Prepared(row, spec, table, splits, model, learner, blocks, plan, train, validation, chosen, validated)
+
+
+def show_plan(config: Config, model: "keras.Model", blocks: "tuple[Block, ...]", plan: tuple[Phase, ...]) -> None:
+    """Log what will be trained when, before the long part begins."""
+    from edgetl.backbones.build import NORMALIZE_LAYER
+    from edgetl.trainee import learning_layers
+
+    learning = learning_layers(plan[-1], blocks, config.batch_norm, model)
+    parameters = {name: model.get_layer(name).count_params() for name in learning}
+    in_blocks = {name for block in blocks for name in block.layers} | {NORMALIZE_LAYER}
+    head = sum(layer.count_params() for layer in model.layers if layer.name not in in_blocks)
+    log.info("%s", phases.describe(plan, blocks, parameters, head))
+    log.info(
+        "%s; %s schedule; BatchNorm %s; augmentation %s",
+        config.optimizer,
+        config.schedule,
+        BATCH_NORM[config.batch_norm],
+        config.augment,
+    )
+
+
+@contextmanager
+def sources(
+    config: Config, row: Backbone, spec: ImageInput, model: "keras.Model", plan: tuple[Phase, ...], splits: data.Splits
+) -> Iterator[tuple["keras.Model", "Batches", "Validation"]]:
+    """Store the activations at the border below everything that will be thawed, or stream the photos if there is none.
+
+    Yields:
+        What is trained, the batches for it, and what it is judged on.
+    """
+    from edgetl.backbones.blocks import HEAD, split_before
+    from edgetl.batches import Batches, StoredSource, StreamedSource
+    from edgetl.fine_tuning import Validation
+
+    front, tail = split_before(model, row, plan[-1].thawed[0] if plan[-1].thawed else HEAD)
+
+    @cache
+    def forward() -> features.Forward:
+        from export.artifacts import device_errors
+        from export.device.interpreter import Pool
+        from export.saved_model import float_tflite
+
+        with progress(f"convert the frozen part of {row.name}"), device_errors():
+            return Pool(float_tflite(one_output(front)), config.workers or data.default_workers()).run
+
+    with ExitStack() as stack:
+
+        def source(part: data.Examples, views: int) -> "Source":
+            if front is None or config.views == 0:
+                return stack.enter_context(closing(StreamedSource(part, spec, config.workers or None)))
+            shapes = tuple(tuple(tensor.shape[1:]) for tensor in front.outputs)
+            activations = stored(config, row, spec, front, forward, part, views)
+            return stack.enter_context(closing(StoredSource(activations, shapes)))
+
+        if front is None:
+            log.info("everything is thawed, so there is nothing to store: photos are streamed and augmented anew")
+        validation = Validation(source(splits.validation, 1), splits.validation.labels)
+        train = Batches(
+            source(splits.train, number_of_views(config)),
+            splits.train.labels,
+            len(splits.train.class_names),
+            config.batch_size,
+            config.seed,
+            "balanced" if config.class_balance == "sampling" else "natural",
+        )
+        yield (model if isinstance(train.source, StreamedSource) else tail), train, validation
+
+
+def number_of_views(config: Config) -> int:
+    """Stored versions of each training photo."""
+    if config.views >= 0:
+        return config.views
+    from edgetl.augment import PRESETS
+
+    return PRESETS[config.augment].exact_views or DEFAULT_VIEWS
+
+
+def stored(
+    config: Config,
+    row: Backbone,
+    spec: ImageInput,
+    front: "keras.Model",
+    make_forward: "Callable[[], features.Forward]",
+    part: data.Examples,
+    views: int,
+) -> "Activations":
+    """Run photos through the frozen part once, or find what an earlier run has stored."""
+    from edgetl import activations
+    from edgetl.backbones.weights import weights_sha256
+
+    return activations.store(
+        part,
+        spec,
+        make_forward,
+        shapes=tuple(tuple(tensor.shape[1:]) for tensor in front.outputs),
+        preset=config.augment if views > 1 else "none",
+        views=views,
+        seed=config.seed,
+        key={
+            "backbone": row.name,
+            "normalization": str(row.normalization),
+            "border": ",".join(tensor.name for tensor in front.outputs),
+            "weights": weights_sha256(front),
+        },
+        cache=config.cache,
+        budget_bytes=int(config.disk_budget_gb * 1e9),
+        workers=config.workers or None,
+    )
+
+
+def one_output(front: "keras.Model") -> "keras.Model":
+    """Join border tensors to one vector per photo: the interpreter's wrapper knows models with one output."""
+    import keras
+
+    if len(front.outputs) == 1:
+        return keras.Model(front.input, front.outputs[0])
+    flat = [keras.layers.Flatten()(tensor) for tensor in front.outputs]
+    return keras.Model(front.input, keras.layers.Concatenate()(flat))
+
+
+def settings(config: Config, *, streamed: bool) -> "Settings":
+    """What training takes from the knobs."""
+    from edgetl.fine_tuning import Settings
+    from edgetl.optimizers import OptimizerSettings
+
+    return Settings(
+        seed=config.seed,
+        optimizer=OptimizerSettings(
+            name=config.optimizer,
+            learning_rate=config.head_lr,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+            ema_momentum=config.ema,
+            l2_sp=config.l2_sp,
+        ),
+        schedule=config.schedule,
+        warmup_epochs=config.warmup_epochs,
+        batch_norm=config.batch_norm,
+        augment=config.augment if streamed else "none",
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        label_smoothing=config.label_smoothing,
+        focal_gamma=config.focal_gamma,
+        class_weights=config.class_balance == "weights",
+        patience=config.patience,
+        precision=config.precision,
+        distribute=config.distribute,
+    )
+
+
+def keep_split(run: RunDir, ready: Prepared) -> None:
+    """Write the split, with the hash of every photo, before training; when resuming, insist that it is the same.
+
+    Raises:
+        RunError: photos came, went or changed since the run began.
+    """
+    hashes = dict(zip((e.id for e in ready.table.examples), ready.table.sha256, strict=True))
+    file = run.path / rundir.SPLITS
+    if file.is_file():
+        before = run.photo_sha256
+        for id in sorted(before.keys() ^ hashes.keys()) or sorted(i for i in hashes if hashes[i] != before[i]):
+            what = "is gone" if id not in hashes else "is new" if id not in before else "has changed"
+            raise RunError(
+                f"{run.path}: began with other photos ({id} {what}). Restore them to resume, or choose another --out"
+            )
+    run.write(rundir.SPLITS, data.write_csv(ready.splits, hashes))
+
+
+def show_history(config: Config, run: RunDir, ready: Prepared, history: "Sequence[Epoch]") -> None:
+    """Bring the curves in the run directory up to date, and TensorBoard's if asked for."""
+    from edgetl.history import to_csv
+    from edgetl.plots import training_curves
+
+    run.write(HISTORY, to_csv(history))
+    run.write(CURVES, training_curves(history, f"{ready.row.name}, {Path(config.data).name}"))
+    if config.tensorboard:
+        write_tensorboard(run.path / TENSORBOARD, len(history) - 1, history[-1])
+
+
+def write_tensorboard(folder: Path, step: int, row: "Epoch") -> None:
+    """Add one epoch to the event files that `tensorboard --logdir` reads."""
+    import tensorflow as tf
+
+    with closing(tf.summary.create_file_writer(str(folder))) as writer, writer.as_default():
+        for name, value in asdict(row).items():
+            if isinstance(value, float):
+                tf.summary.scalar(name, value, step)
+
+
+def save(config: Config, run: RunDir, ready: Prepared, history: "Sequence[Epoch]") -> None:
+    """Score the model and write the run; the checkpoint has had its day."""
+    from edgetl.history import to_csv
+    from edgetl.plots import training_curves
+
+    with progress("score the model", len(ready.splits.validation) + len(ready.splits.test)) as bar:
+        validation, test = (predict(ready, part, bar) for part in (ready.splits.validation, ready.splits.test))
+    metrics = Metrics(
+        score(ready.splits.validation.labels, validation),
+        score(ready.splits.test.labels, test),
+        ready.head,
+        tuple(failure.id for failure in ready.table.unreadable),
+        ready.probe_validation,
+        notes(config, ready, history),
+    )
+    title = f"{ready.row.name}, {Path(config.data).name}"
+    extra: dict[str, bytes | str] = {HISTORY: to_csv(history), CURVES: training_curves(history, title)}
+    experiment.save(run, config, RECIPE, ready.spec, ready.model, ready.table, ready.splits, metrics, extra)
+    (run.path / CHECKPOINT).unlink(missing_ok=True)
+
+
+def predict(ready: Prepared, part: data.Examples, bar: Bar) -> "NDArray[np.float32]":
+    """Probabilities [n, classes] that the whole model gives for photos as they are.
+
+    Raises:
+        DatasetError: a photo that was read before can't be read now.
+    """
+    found = []
+    for batch in data.decoded(part, ready.spec):
+        data.check_unreadable(batch.unreadable, len(part), 0.0)
+        found.append(ready.model.predict_on_batch(batch.pixels.astype(np.float32)))
+        bar.advance(len(batch.pixels))
+    return np.concatenate(found)
+
+
+def notes(config: Config, ready: Prepared, history: "Sequence[Epoch]") -> tuple[str, ...]:
+    """What a reader of the report should know about how the model came about."""
+    from edgetl.history import watch
+
+    thawed = ready.phases[-1].thawed
+    lines = [
+        f"{len(thawed)} of {len(ready.blocks)} blocks fine-tuned"
+        + (f" ({thawed[0]}..{thawed[-1]})" if thawed else "")
+        + f" in {len(history) - 1} epochs after a linear probe; BatchNorm: {BATCH_NORM[config.batch_norm]}; "
+        f"augmentation: {config.augment}",
+    ]
+    if warning := watch(history).line:
+        lines.append(warning)
+    return tuple(lines)
+
+
+def show(run: RunDir) -> str:
+    """What came out and what to do next."""
+    metrics = rundir.read_json(Metrics, run.path / rundir.METRICS)
+    test, probe, tuned = metrics.test, metrics.probe_validation, metrics.validation
+    return "\n".join(
+        [
+            *metrics.notes,
+            f"validation top-1 {100 * tuned.top1:.2f} % (linear probe {100 * probe.top1:.2f} %), test top-1 "
+            f"{100 * test.top1:.2f} % ({100 * test.top1_low:.1f}-{100 * test.top1_high:.1f}, {test.samples} photos)",
+            f"next: python -m export.convert {run.path}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(command(main, Config, prog=PROG, show=show))
