@@ -17,7 +17,7 @@ RISE = 0.05
 """Rise of the validation loss above its best that counts, as a share of the best."""
 LEAST_RISE = 0.01
 """The same in nats: 5 % of a loss near 0 is nothing."""
-NOISE = 3.0
+NOISE = 3.5
 """The same in standard deviations of one epoch around the curve's trend. The best is the least of many noisy values,
 so that a plateau alone lies about two above it."""
 TREND = 5

@@ -34,8 +34,8 @@ def test_no_range_is_refused(found: tuple[float, float, int]) -> None:
 @pytest.mark.parametrize(
     ("noise", "factor"),
     # A step is a factor of 1.15. Smoothing adds one or two of these, three at 1e-2, where the explosion is near. Noise
-    # of 0.15, a tenth of the whole fall, moved the answer by at most 1.7 in 300 tries.
-    [(0.0, 1.6), (0.15, 2.0)],
+    # of 0.15, a tenth of the whole fall, moved the answer by at most 2.0 in 900 tries.
+    [(0.0, 1.6), (0.15, 2.5)],
 )
 def test_the_steepest_descent_is_suggested(steepest: float, noise: float, factor: float) -> None:
     for seed in range(10 if noise else 1):
