@@ -59,6 +59,19 @@ class PackagedFile:
 
 
 @dataclass(frozen=True)
+class BlockEnd:
+    """Where blocks end, in terms of the names of a model's operations; `edgetl.backbones.blocks` says what they hold.
+
+    The last operation in the model's order of those that match and give one name is that block's end.
+    """
+
+    pattern: str
+    """Regular expression for the whole name of an operation."""
+    name: str
+    """Name of the block, with the pattern's groups: `stage\\1_block\\2`."""
+
+
+@dataclass(frozen=True)
 class Backbone:
     """A network without its classifier, ending in the global average of its last activations."""
 
@@ -79,6 +92,10 @@ class Backbone:
     """Of the pretrained weights, as Keras' documentation or the package states it; `see OWNER/REPOSITORY` where only
     the repository that they were converted from has one."""
     imagenet: KerasFile | PackagedFile | None = field(default=None, repr=False)
+    blocks: tuple[BlockEnd, ...] = field(default=(), repr=False)
+    """What comes after the last of these, if it has weights, is the block `top`."""
+    output: str = field(default="avg_pool", repr=False)
+    """Name of the operation that gives the features."""
 
     @property
     def weight_source(self) -> str:

@@ -2,7 +2,7 @@
 
 Whatever a constructor does inside - normalize, nest a Sequential, number its layers after what the process built
 before - the result has one form: `images` -> `normalize` -> the layers of the architecture, all at top level, with
-names that depend on the architecture alone. So weights are matched by name between processes, stages are thawed by
+names that depend on the architecture alone. So weights are matched by name between processes, blocks are thawed by
 name, and export finds the normalization and can leave it out.
 """
 
@@ -89,7 +89,7 @@ def _flatten(plain: keras.Model, backbone: Backbone) -> keras.Model:
                 first = call(part, first)
             return first
         if not isinstance(layer, keras.layers.Layer):
-            return layer(first, *rest, **keywords)
+            return _renamed(layer, first, *rest, **keywords)(first, *rest, **keywords)
         if id(layer) not in copies:
             copies[id(layer)] = type(layer).from_config(
                 {**layer.get_config(), "name": names.get(layer.name, layer.name)}
@@ -114,6 +114,17 @@ def _stable_names(model: keras.Model) -> dict[str, str]:
         for kind, names in numbered.items()
         for index, (_, name) in enumerate(sorted(names))
     }
+
+
+def _renamed(operation: keras.Operation, *arguments: Any, **keywords: Any) -> keras.Operation:
+    """Copy an operation that is no layer (`x + y`), named after the last tensor that it takes: `..._identity_add`.
+
+    Such operations never have names of their own, only numbers, which would not say which block they end.
+    """
+    tensors = [each for each in keras.tree.flatten((arguments, keywords)) if isinstance(each, keras.KerasTensor)]
+    maker = tensors[-1]._keras_history.operation.name
+    name = f"{maker}_{_snake_case(type(operation).__name__)}"
+    return type(operation).from_config({**operation.get_config(), "name": name})
 
 
 def _snake_case(name: str) -> str:

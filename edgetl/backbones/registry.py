@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from urllib.parse import urljoin
 
-from edgetl.backbones.backbone import Backbone, KerasFile, Normalization, PackagedFile
+from edgetl.backbones.backbone import Backbone, BlockEnd, KerasFile, Normalization, PackagedFile
 from edgetl.errors import BackboneError
 
 
@@ -45,6 +45,50 @@ IMAGENET_STATISTICS = Normalization(
 CAFFE = Normalization((1.0, 1.0, 1.0), (-103.939, -116.779, -123.68), bgr=True)
 """Keras' mode "caffe": BGR, mean 0."""
 
+# What an engineer calls the blocks of each family, and where they end. `python -m edgetl.backbones` needs no Keras, so
+# these are names of operations, not operations; the tests check that every pattern finds something.
+_EFFICIENTNET = (BlockEnd(r"(stem|block\d[a-z])_.+", r"\1"),)
+_MOBILENET = (BlockEnd("conv1_relu", "stem"), BlockEnd(r"conv_pw_(\d+)_relu", r"block\1"))
+_MOBILENET_V2 = (
+    BlockEnd("Conv1_relu", "stem"),
+    BlockEnd(r"(expanded_conv|block_\d+)_(?:project_BN|add)", r"\1"),
+)
+_MOBILENET_V3 = (
+    BlockEnd("activation", "stem"),
+    BlockEnd(r"(expanded_conv(?:_\d+)?)_(?:project_bn|add)", r"\1"),
+)
+_NASNET = (
+    BlockEnd("stem_bn1", "stem"),
+    BlockEnd(r"reduction_concat_((?:stem|reduce)_\d+)", r"\1"),
+    BlockEnd(r"normal_concat_(\d+)", r"cell_\1"),
+)
+_DENSENET = (
+    BlockEnd("pool1", "stem"),
+    BlockEnd(r"(conv\d_block\d+)_concat", r"\1"),
+    BlockEnd(r"(pool\d)_pool", r"\1"),
+)
+_RESNET = (BlockEnd("pool1_pool", "stem"), BlockEnd(r"(conv\d_block\d+)_out", r"\1"))
+_XCEPTION = (
+    BlockEnd("block1_conv2_act", "block1"),
+    BlockEnd("add", "block2"),
+    *(BlockEnd(f"add_{number - 2}", f"block{number}") for number in range(3, 14)),
+    BlockEnd("block14_sepconv2_act", "block14"),
+)
+_INCEPTION_V3 = (BlockEnd("max_pooling2d_1", "stem"), BlockEnd(r"(mixed\d+)", r"\1"))
+_INCEPTION_RESNET_V2 = (
+    BlockEnd("max_pooling2d_1", "stem"),
+    BlockEnd(r"(mixed_\d[ab])", r"\1"),
+    BlockEnd(r"(block\d+_\d+)_ac", r"\1"),
+    BlockEnd("custom_scale_layer_39", "block8_10"),  # the one block without an activation at its end
+)
+_VGG = (BlockEnd(r"(block\d)_pool", r"\1"),)
+_CONVNEXT = (
+    BlockEnd(r"convnext_\w+_stem_layernorm", "stem"),
+    BlockEnd(r"convnext_\w+_stage_(\d)_block_(\d+)_identity_add", r"stage\1_block\2"),
+)
+_POOLING = "global_average_pooling2d"
+"""Keras' name for a pooling layer whose author gave it none."""
+
 _APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications/"
 _Row = tuple[str, int, int, int, float, str, str | None]
 
@@ -57,6 +101,8 @@ def _family(
     min_size: int = 32,
     sizes: tuple[int, ...] = (),
     cache_name: str = "",
+    blocks: tuple[BlockEnd, ...],
+    output: str = "avg_pool",
     rows: Sequence[_Row],
 ) -> Iterator[Backbone]:
     """Share what the members of one family of Keras Applications have in common; `file` has a gap for the member."""
@@ -74,6 +120,8 @@ def _family(
             top1=top1,
             licence=licence,
             imagenet=KerasFile(url, digest, cached, sizes),
+            blocks=blocks,
+            output=output,
         )
 
 
@@ -92,6 +140,7 @@ def _lite(number: int, default_size: int, parameters: int, top1: float, sha256: 
         top1=top1,
         licence="Apache-2.0",
         imagenet=PackagedFile(distribution, file, sha256) if sha256 else None,
+        blocks=_EFFICIENTNET,
     )
 
 
@@ -107,6 +156,8 @@ _ROWS = (
         "Apache-2.0",
         "mobilenet/mobilenet_{}_tf_no_top.h5",
         sizes=(128, 160, 192, 224),
+        blocks=_MOBILENET,
+        output=_POOLING,
         rows=[
             ("MobileNet", 224, 3_228_864, 1024, 0.704, "1_0_{size}", None),
         ],
@@ -116,6 +167,8 @@ _ROWS = (
         "Apache-2.0",
         "mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{}_no_top.h5",
         sizes=(96, 128, 160, 192, 224),
+        blocks=_MOBILENET_V2,
+        output=_POOLING,
         rows=[
             ("MobileNetV2", 224, 2_257_984, 1280, 0.713, "1.0_{size}", None),
         ],
@@ -124,6 +177,7 @@ _ROWS = (
         MINUS_1_TO_1,
         "see tensorflow/models",
         "mobilenet_v3/weights_mobilenet_v3_{}_224_1.0_float_no_top_v2.h5",
+        blocks=_MOBILENET_V3,
         rows=[
             ("MobileNetV3Small", 224, 939_120, 576, 0.681, "small", "d3e8ec802a04aa4fc771ee12a9a9b836"),
             ("MobileNetV3Large", 224, 2_996_352, 960, 0.756, "large", "07fb09a5933dd0c8eaafa16978110389"),
@@ -134,6 +188,8 @@ _ROWS = (
         "Apache-2.0",
         "nasnet/NASNet-{}-no-top.h5",
         cache_name="nasnet_{}_no_top.h5",
+        blocks=_NASNET,
+        output=_POOLING,
         rows=[
             ("NASNetMobile", 224, 4_269_716, 1056, 0.744, "mobile", "1ed92395b5b598bdda52abe5c0dbfd63"),
             ("NASNetLarge", 331, 84_916_818, 4032, 0.825, "large", "d81d89dc07e6e56530c4e77faddd61b5"),
@@ -143,6 +199,7 @@ _ROWS = (
         IMAGENET_STATISTICS,
         "see tensorflow/tpu",
         "https://storage.googleapis.com/keras-applications/efficientnet{}_notop.h5",
+        blocks=_EFFICIENTNET,
         rows=[
             ("EfficientNetB0", 224, 4_049_564, 1280, 0.771, "b0", "50bc09e76180e00e4465e1a485ddc09d"),
             ("EfficientNetB1", 240, 6_575_232, 1280, 0.791, "b1", "74c4e6b3e1f6a1eea24c589628592432"),
@@ -158,6 +215,7 @@ _ROWS = (
         IMAGENET_STATISTICS,
         "see google/automl",
         "efficientnet_v2/efficientnetv2-{}_notop.h5",
+        blocks=_EFFICIENTNET,
         rows=[
             ("EfficientNetV2B0", 224, 5_919_312, 1280, 0.787, "b0", "893217f2bb855e2983157299931e43ff"),
             ("EfficientNetV2B1", 240, 6_931_124, 1280, 0.798, "b1", "0e80663031ca32d657f9caa404b6ec37"),
@@ -169,6 +227,7 @@ _ROWS = (
         EFFICIENTNET_V2,
         "see google/automl",
         "efficientnet_v2/efficientnetv2-{}_notop.h5",
+        blocks=_EFFICIENTNET,
         rows=[
             ("EfficientNetV2S", 384, 20_331_360, 1280, 0.839, "s", "af0682fb74e8c54910f2d4393339c070"),
             ("EfficientNetV2M", 480, 53_150_388, 1280, 0.853, "m", "1b8dc055df72dde80d614482840fe342"),
@@ -179,6 +238,7 @@ _ROWS = (
         IMAGENET_STATISTICS,
         "BSD-3-Clause",
         "densenet/densenet{}_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        blocks=_DENSENET,
         rows=[
             ("DenseNet121", 224, 7_037_504, 1024, 0.75, "121", "30ee3e1110167f948a6b9946edeeb738"),
             ("DenseNet169", 224, 12_642_880, 1664, 0.762, "169", "b8c4d4c20dd625c148057b9ff1c1176b"),
@@ -189,6 +249,7 @@ _ROWS = (
         CAFFE,
         "MIT",
         "resnet/resnet{}_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        blocks=_RESNET,
         rows=[
             ("ResNet50", 224, 23_587_712, 2048, 0.749, "50", "4d473c1dd8becc155b73f8504c6f6626"),
             ("ResNet101", 224, 42_658_176, 2048, 0.764, "101", "88cf7a10940856eca736dc7b7e228a21"),
@@ -199,6 +260,7 @@ _ROWS = (
         MINUS_1_TO_1,
         "BSD",
         "resnet/resnet{}_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        blocks=_RESNET,
         rows=[
             ("ResNet50V2", 224, 23_564_800, 2048, 0.76, "50v2", "fac2f116257151a9d068a22e544a4917"),
             ("ResNet101V2", 224, 42_626_560, 2048, 0.772, "101v2", "c0ed64b8031c3730f411d2eb4eea35b5"),
@@ -210,6 +272,8 @@ _ROWS = (
         "MIT",
         "xception/{}_weights_tf_dim_ordering_tf_kernels_notop.h5",
         min_size=71,
+        blocks=_XCEPTION,
+        output=_POOLING,
         rows=[
             ("Xception", 299, 20_861_480, 2048, 0.79, "xception", "b0042744bf5b25fce3cb969f33bebb97"),
         ],
@@ -219,6 +283,8 @@ _ROWS = (
         "Apache-2.0",
         "inception_v3/{}_weights_tf_dim_ordering_tf_kernels_notop.h5",
         min_size=75,
+        blocks=_INCEPTION_V3,
+        output=_POOLING,
         rows=[
             ("InceptionV3", 299, 21_802_784, 2048, 0.779, "inception_v3", "bcbd6486424b2319ff4ef7d526e38f63"),
         ],
@@ -228,6 +294,8 @@ _ROWS = (
         "Apache-2.0",
         "inception_resnet_v2/{}_weights_tf_dim_ordering_tf_kernels_notop.h5",
         min_size=75,
+        blocks=_INCEPTION_RESNET_V2,
+        output=_POOLING,
         rows=[
             (
                 "InceptionResNetV2",
@@ -244,6 +312,8 @@ _ROWS = (
         CAFFE,
         "CC BY 4.0",
         "{}_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        blocks=_VGG,
+        output=_POOLING,
         rows=[
             ("VGG16", 224, 14_714_688, 512, 0.713, "vgg16/vgg16", "6d6bbae143d832006294945121d1f1fc"),
             ("VGG19", 224, 20_024_384, 512, 0.713, "vgg19/vgg19", "253f8cb515780f3b799900260a226db6"),
@@ -253,6 +323,8 @@ _ROWS = (
         IMAGENET_STATISTICS,
         "see facebookresearch/ConvNeXt",
         "convnext/convnext_{}_notop.h5",
+        blocks=_CONVNEXT,
+        output="layer_normalization",
         rows=[
             (
                 "ConvNeXtTiny",
