@@ -30,7 +30,7 @@ from edgetl import augment
 from edgetl.console import Bar, log, progress
 from edgetl.data import Example, Examples, default_workers, load_pixels
 from edgetl.errors import ConfigError, UnreadableImageError
-from edgetl.features import Forward, _photos_key
+from edgetl.features import Forward, photos_key
 from edgetl.inputs import InputSpec
 
 SHARD_ROWS = 256
@@ -63,7 +63,7 @@ class _Layout:
         """One shard after the other."""
         starts = range(0, len(self.examples), SHARD_ROWS)
         parts = [self.examples.select(range(s, s + self.rows(i))) for i, s in enumerate(starts)]
-        return tuple(self.folder / f"{i:05d}-{_photos_key(part, 0)}.f16" for i, part in enumerate(parts))
+        return tuple(self.folder / f"{i:05d}-{photos_key(part, 0)}.f16" for i, part in enumerate(parts))
 
     def rows(self, shard: int) -> int:
         """Photos of a shard."""

@@ -124,7 +124,7 @@ def extract(
     folder = cache.expanduser() / "features" / _settings_key(spec, key)
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(examples), SHARD_ROWS)
-    paths = {start: folder / f"{_photos_key(examples, start)}.npz" for start in starts}
+    paths = {start: folder / f"{photos_key(examples, start)}.npz" for start in starts}
     shards = {start: _read_shard(paths[start]) for start in starts}
     missing = [start for start in starts if shards[start] is None]
     if len(missing) < len(starts):
@@ -224,7 +224,7 @@ def _settings_key(spec: InputSpec, key: dict[str, str]) -> str:
     return hashlib.sha256(settings.encode()).hexdigest()[:32]
 
 
-def _photos_key(examples: Examples, start: int) -> str:
+def photos_key(examples: Examples, start: int) -> str:
     """Name a shard by its photos: place, size, and times of change, of which nobody can set the second.
 
     Hashing their content instead would cost a pass of its own. A photo that changes costs its shard alone.

@@ -365,7 +365,7 @@ def stored(
         key={
             "backbone": row.name,
             "normalization": str(row.normalization),
-            "border": ",".join(tensor.name for tensor in front.outputs),
+            "front": front.name,
             "weights": weights_sha256(front),
         },
         cache=config.cache,
