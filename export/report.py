@@ -1,5 +1,6 @@
 """Everything that was measured on a run, in one table and one file: `python -m export.report RUN`. Measures nothing."""
 
+import json
 import sys
 from dataclasses import dataclass
 from io import StringIO
@@ -9,7 +10,7 @@ from tyro.conf import Positional
 
 from edgetl.config import checked, command, to_json
 from edgetl.errors import ArtifactError
-from edgetl.rundir import RunDir, open_run, read_json, write_atomic
+from edgetl.rundir import METRICS, RunDir, open_run, read_json, write_atomic
 from export.artifacts import Artifact, find_artifacts
 from export.benchmark import LatencyReport
 from export.evaluate import EVALUATION, ArtifactScores, EvaluationReport
@@ -70,6 +71,8 @@ class Report:
     """Whether the machine was too busy for the latencies to be trusted."""
     artifacts: tuple[ReportRow, ...]
     versions: dict[str, str]
+    notes: tuple[str, ...] = ()
+    """What the recipe says of the training, such as what was thawed and whether it overfitted."""
     schema_version: int = 1
 
 
@@ -116,9 +119,15 @@ def main(config: Config) -> Report:
         noisy=any(latency.noisy for latency in timed),
         artifacts=tuple(_row(a, scored[a.sha256], latencies[a.scheme], reference) for a in artifacts),
         versions=evaluation.versions,
+        notes=_notes(run),
     )
     write_atomic(run.path / REPORT, to_json(report))
     return report
+
+
+def _notes(run: RunDir) -> tuple[str, ...]:
+    """What the recipe left to say, if it did."""
+    return tuple(json.loads((run.path / METRICS).read_bytes()).get("notes", ()))
 
 
 def _latency(run: RunDir, artifact: Artifact) -> LatencyReport | None:
@@ -176,6 +185,7 @@ def show(report: Report) -> str:
         *(line.rstrip() for line in buffer.getvalue().splitlines()),
         f"{samples} test photos of {report.data}; Keras itself: {100 * report.keras_top1:.2f} %",
         _circumstances(report),
+        *report.notes,
         f"files: {report.run}/export/<scheme>.tflite; figures: {report.run}/{REPORT}",
     ]
     return "\n".join(lines)

@@ -175,6 +175,11 @@ def extract(
     return table
 
 
+def hashes_of(table: features.Features) -> dict[str, str]:
+    """sha256 of every photo that was used, by id."""
+    return {example.id: sha256 for example, sha256 in zip(table.examples, table.sha256, strict=True)}
+
+
 def fit_linear_head(table: features.Features, splits: data.Splits) -> tuple["keras.Sequential", str]:
     """Fit logistic regression on the training split, its L2 strength chosen on the validation split.
 
@@ -238,10 +243,9 @@ def save(
         metrics: the recipe's figures.
         extra: further results, file name -> content; the manifest vouches for them as well.
     """
-    hashes = {example.id: sha256 for example, sha256 in zip(table.examples, table.sha256, strict=True)}
     run.write(rundir.INPUTS, to_json(spec))
     run.write(rundir.LABELS, "".join(f"{name}\n" for name in splits.train.class_names))
-    run.write(rundir.SPLITS, data.write_csv(splits, hashes))
+    run.write(rundir.SPLITS, data.write_csv(splits, hashes_of(table)))
     run.write_model(model)
     run.write(rundir.METRICS, to_json(metrics))
     for name, content in (extra or {}).items():

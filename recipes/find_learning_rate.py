@@ -24,7 +24,8 @@ CURVE = "learning_rate.png"
 class Config(fine_tune.Config):
     """Find a learning rate for fine-tuning: one step per rate, from low to high; the loss tells.
 
-    The options of fine-tuning say what is trained; --head-lr and --backbone-lr only count by their ratio.
+    The options of fine-tuning say what is trained, all thawed blocks at once; --head-lr and --backbone-lr only count by
+    their ratio, and options about epochs, phases and schedules not at all.
     """
 
     lowest: float = 1e-6
@@ -69,7 +70,7 @@ def main(config: Config) -> RateSearch:
         from edgetl.fine_tuning import FineTuning
         from edgetl.plots import learning_rate_curve
 
-        with fine_tune.prepare(config, examples) as ready:
+        with fine_tune.prepare(config, examples, run) as ready:
             training = FineTuning(
                 ready.learner,
                 ready.blocks,

@@ -178,8 +178,7 @@ def main(config: Config) -> RunDir:
             return experiment.reopen(run, examples, Metrics)
         from edgetl.fine_tuning import FineTuning
 
-        with prepare(config, examples) as ready:
-            keep_split(run, ready)
+        with prepare(config, examples, run) as ready:
             training = FineTuning(
                 ready.learner,
                 ready.blocks,
@@ -190,6 +189,8 @@ def main(config: Config) -> RunDir:
                 checkpoint=run.path / CHECKPOINT,
                 on_epoch=lambda history: show_history(config, run, ready, history),
             )
+            # From here on the directory belongs to these settings: nothing above may write into it.
+            run.write(rundir.SPLITS, data.write_csv(ready.splits, experiment.hashes_of(ready.table)))
             history = training.run()
         save(config, run, ready, history)
     return rundir.open_run(run.path)
@@ -217,9 +218,10 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"--layer-decay {config.layer_decay}: a share of more than 0 and at most 1 is needed, such as 0.8"
         )
-    if config.patience < 0 or config.views < -1:
-        name, value = ("patience", config.patience) if config.patience < 0 else ("views", config.views)
-        raise ConfigError(f"--{name} {value}: must not be negative")
+    if config.patience < 0:
+        raise ConfigError(f"--patience {config.patience}: must not be negative; 0 trains all epochs")
+    if config.views < -1:
+        raise ConfigError(f"--views {config.views}: must be a number of versions, 0 to store none, or -1 to choose")
 
 
 def _option(name: str) -> str:
@@ -231,11 +233,19 @@ def _default(name: str) -> object:
 
 
 @contextmanager
-def prepare(config: Config, examples: data.Examples) -> Iterator[Prepared]:
+def prepare(config: Config, examples: data.Examples, run: RunDir) -> Iterator[Prepared]:
     """Do all that comes before training: backbone, plan, probe, and the activations at the border.
+
+    Args:
+        config: the settings.
+        examples: all photos.
+        run: the directory; nothing is written into it.
 
     Yields:
         What training starts from; stored activations are held open for the time of the block.
+
+    Raises:
+        EdgetlError: something can't be done as asked, or the run began with other photos.
     """
     from edgetl import heads
     from edgetl.backbones.blocks import blocks_of
@@ -252,7 +262,10 @@ def prepare(config: Config, examples: data.Examples) -> Iterator[Prepared]:
         backbone_learning_rate=config.backbone_lr,
         layer_decay=config.layer_decay,
     )
+    if config.l2_sp and not plan[-1].thawed:
+        raise ConfigError(f"--l2-sp {config.l2_sp}: with --thaw {config.thaw} there is nothing to pull. Set it to 0")
     table = experiment.extract(config, row, spec, examples, backbone)
+    refuse_other_photos(run, table)
     splits = experiment.divide(config, table.examples)
     probe, chosen = experiment.fit_linear_head(table, splits)
     head = heads.build_head(
@@ -318,9 +331,10 @@ def sources(
             activations = stored(config, row, spec, front, forward, part, views)
             return stack.enter_context(closing(StoredSource(activations, shapes)))
 
-        if front is None:
-            log.info("everything is thawed, so there is nothing to store: photos are streamed and augmented anew")
-        validation = Validation(source(splits.validation, 1), splits.validation.labels)
+        if front is None or config.views == 0:
+            why = "everything is thawed, so there is nothing to store" if front is None else "--views 0"
+            log.info("%s: photos are decoded and augmented anew in each epoch", why)
+        # The larger part first: where it does not fit, that is said before anything is computed.
         train = Batches(
             source(splits.train, number_of_views(config)),
             splits.train.labels,
@@ -329,6 +343,7 @@ def sources(
             config.seed,
             "balanced" if config.class_balance == "sampling" else "natural",
         )
+        validation = Validation(source(splits.validation, 1), splits.validation.labels)
         yield (model if isinstance(train.source, StreamedSource) else tail), train, validation
 
 
@@ -414,22 +429,20 @@ def settings(config: Config, *, streamed: bool) -> "Settings":
     )
 
 
-def keep_split(run: RunDir, ready: Prepared) -> None:
-    """Write the split, with the hash of every photo, before training; when resuming, insist that it is the same.
+def refuse_other_photos(run: RunDir, table: features.Features) -> None:
+    """Insist that a run that has begun goes on with the photos that it began with.
 
     Raises:
-        RunError: photos came, went or changed since the run began.
+        RunError: photos came, went or changed since.
     """
-    hashes = dict(zip((e.id for e in ready.table.examples), ready.table.sha256, strict=True))
-    file = run.path / rundir.SPLITS
-    if file.is_file():
-        before = run.photo_sha256
-        for id in sorted(before.keys() ^ hashes.keys()) or sorted(i for i in hashes if hashes[i] != before[i]):
-            what = "is gone" if id not in hashes else "is new" if id not in before else "has changed"
-            raise RunError(
-                f"{run.path}: began with other photos ({id} {what}). Restore them to resume, or choose another --out"
-            )
-    run.write(rundir.SPLITS, data.write_csv(ready.splits, hashes))
+    if not (run.path / rundir.SPLITS).is_file():
+        return
+    before, now = run.photo_sha256, experiment.hashes_of(table)
+    for id in sorted(before.keys() ^ now.keys()) or sorted(id for id in now if now[id] != before[id]):
+        what = "is gone" if id not in now else "is new" if id not in before else "has changed"
+        raise RunError(
+            f"{run.path}: began with other photos ({id} {what}). Restore them to resume, or choose another --out"
+        )
 
 
 def show_history(config: Config, run: RunDir, ready: Prepared, history: "Sequence[Epoch]") -> None:
@@ -438,19 +451,26 @@ def show_history(config: Config, run: RunDir, ready: Prepared, history: "Sequenc
     from edgetl.plots import training_curves
 
     run.write(HISTORY, to_csv(history))
-    run.write(CURVES, training_curves(history, f"{ready.row.name}, {Path(config.data).name}"))
+    run.write(CURVES, training_curves(history, title(config, ready)))
     if config.tensorboard:
         write_tensorboard(run.path / TENSORBOARD, len(history) - 1, history[-1])
+
+
+def title(config: Config, ready: Prepared) -> str:
+    """What stands above the curves."""
+    return f"{ready.row.name}, {Path(config.data).resolve().name}"
 
 
 def write_tensorboard(folder: Path, step: int, row: "Epoch") -> None:
     """Add one epoch to the event files that `tensorboard --logdir` reads."""
     import tensorflow as tf
 
+    # What tf.summary.scalar writes; that one asks for the package tensorboard, which only readers need.
+    kind = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"}, data_class="DATA_CLASS_SCALAR")
     with closing(tf.summary.create_file_writer(str(folder))) as writer, writer.as_default():
         for name, value in asdict(row).items():
             if isinstance(value, float):
-                tf.summary.scalar(name, value, step)
+                tf.summary.write(name, tf.constant(value), step, kind)
 
 
 def save(config: Config, run: RunDir, ready: Prepared, history: "Sequence[Epoch]") -> None:
@@ -468,8 +488,8 @@ def save(config: Config, run: RunDir, ready: Prepared, history: "Sequence[Epoch]
         ready.probe_validation,
         notes(config, ready, history),
     )
-    title = f"{ready.row.name}, {Path(config.data).name}"
-    extra: dict[str, bytes | str] = {HISTORY: to_csv(history), CURVES: training_curves(history, title)}
+    curves = training_curves(history, title(config, ready))
+    extra: dict[str, bytes | str] = {HISTORY: to_csv(history), CURVES: curves}
     experiment.save(run, config, RECIPE, ready.spec, ready.model, ready.table, ready.splits, metrics, extra)
     (run.path / CHECKPOINT).unlink(missing_ok=True)
 
@@ -493,11 +513,10 @@ def notes(config: Config, ready: Prepared, history: "Sequence[Epoch]") -> tuple[
     from edgetl.history import watch
 
     thawed = ready.phases[-1].thawed
+    blocks = f"{len(thawed)} of {len(ready.blocks)} blocks ({ready.phases[-1].name})" if thawed else "the head alone"
     lines = [
-        f"{len(thawed)} of {len(ready.blocks)} blocks fine-tuned"
-        + (f" ({thawed[0]}..{thawed[-1]})" if thawed else "")
-        + f" in {len(history) - 1} epochs after a linear probe; BatchNorm: {BATCH_NORM[config.batch_norm]}; "
-        f"augmentation: {config.augment}",
+        f"{blocks} fine-tuned in {len(history) - 1} epochs after a linear probe; "
+        f"BatchNorm: {BATCH_NORM[config.batch_norm]}; augmentation: {config.augment}",
     ]
     if warning := watch(history).line:
         lines.append(warning)
