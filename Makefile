@@ -8,7 +8,7 @@ RUN := runs/demo
 .PHONY: demo test test-slow check format lock benchmarks clean
 
 demo: $(READY)  ## photos -> trained, quantized, measured: one table
-	$(BIN)/python -m recipes.feature_extraction --data elpv --backbone EfficientNetLite0 --out $(RUN)
+	$(BIN)/python -m recipes.fine_tune --data elpv --backbone EfficientNetLite0 --augment symmetries --epochs 8 --out $(RUN)
 	$(BIN)/python -m export.convert $(RUN)
 	$(BIN)/python -m export.evaluate $(RUN)
 	$(BIN)/python -m export.benchmark $(RUN)
@@ -30,7 +30,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 benchmarks: $(READY)  ## the figures of docs/measurements.md
-	for name in startup decoding latency feature_extraction accuracy; do $(BIN)/python -m benchmarks.$$name || exit; done
+	for name in startup decoding latency feature_extraction accuracy fine_tuning; do $(BIN)/python -m benchmarks.$$name || exit; done
 
 lock:  ## after a change of dependencies in pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 \
