@@ -60,8 +60,9 @@ def main(config: Config) -> RateSearch:
     Raises:
         EdgetlError: see `edgetl.errors`.
     """
-    config = dataclasses.replace(checked(config), schedule="plateau", gradual=1)  # a rate that can be set at each step
+    config = checked(config)
     fine_tune.check(config)
+    config = dataclasses.replace(config, schedule="plateau", gradual=1)  # a rate that can be set at each step
     rates = learning_rate.rates(config.lowest, config.highest, config.steps)
     if config.resume:
         raise ConfigError("--resume: there is nothing to resume, the test takes a minute. Leave it out")

@@ -1,5 +1,6 @@
 """Wrong invocations of every command: status 2, one line that says what, where and what next, nothing half-done."""
 
+import dataclasses
 import errno
 import importlib
 import json
@@ -18,11 +19,13 @@ from edgetl import rundir
 from edgetl.config import command
 from edgetl.console import log
 from edgetl.rundir import RunDir
-from recipes import cli
+from recipes import cli, experiment
 
 ROOT = Path(__file__).parent.parent
 MODULES = {
     "recipe": "recipes.feature_extraction",
+    "fine-tune": "recipes.fine_tune",
+    "find-lr": "recipes.find_learning_rate",
     "convert": "export.convert",
     "evaluate": "export.evaluate",
     "benchmark": "export.benchmark",
@@ -123,7 +126,91 @@ def words(*arguments: str) -> Prepare:
     return lambda here, run: list(arguments)
 
 
+def tuning(*options: str) -> Prepare:
+    """Options that are refused once the backbone is there; other ones are refused before the data is looked at."""
+    return recipe(folder_of(cat=5, dog=5), *options)
+
+
+def at_once(*options: str) -> Prepare:
+    return words("--data", "d", "--out", "o", *options)
+
+
+NEGATIVE = "must not be negative; 0 is off"
+TUNING: dict[str, tuple[Prepare, list[str]]] = {
+    **{
+        f"{name} {value}": (at_once(f"--{name}", value), [f"--{name} {float(value)}: must be positive, such as"])
+        for name in ("head-lr", "backbone-lr", "disk-budget-gb")
+        for value in ("0", "-1", "inf")
+    },
+    **{
+        f"{name} {value}": (at_once(f"--{name}", value), [f"--{name} {value}: must be at least 1"])
+        for name in ("epochs", "epochs-per-group", "batch-size", "gradual")
+        for value in ("0", "-3")
+    },
+    **{
+        f"{name} -1": (at_once(f"--{name}", "-1"), [f"--{name} -1.0: {NEGATIVE}"])
+        for name in (
+            "warmup-epochs",
+            "l1",
+            "l2",
+            "weight-decay",
+            "l2-sp",
+            "mixup",
+            "cutmix",
+            "focal-gamma",
+            "clip-norm",
+        )
+    },
+    **{
+        f"{name} {value}": (at_once(f"--{name}", value), [f"--{name} {value}: a share between 0 and 1 is needed"])
+        for name, value in (("dropout", "1.0"), ("label-smoothing", "1.5"), ("ema", "1.0"), ("ema", "-0.5"))
+    },
+    "layer-decay 0": (at_once("--layer-decay", "0"), ["--layer-decay 0.0: a share of more than 0", "such as 0.8"]),
+    "layer-decay 1.1": (at_once("--layer-decay", "1.1"), ["--layer-decay 1.1: a share of more than 0 and at most 1"]),
+    "views -2": (at_once("--views", "-2"), ["--views -2: must be a number of versions", "-1 to choose"]),
+    "patience -1": (at_once("--patience", "-1"), ["--patience -1: must not be negative; 0 trains all epochs"]),
+    "augment": (at_once("--augment", "stong"), ["--augment", "stong", "'medium', 'strong'", "--help"]),
+    "precision": (at_once("--precision", "float8"), ["--precision", "float8", "mixed_bfloat16", "--help"]),
+    "optimizer": (at_once("--optimizer", "adma"), ["--optimizer", "adma", "'adamw', 'adam'", "--help"]),
+    "schedule": (at_once("--schedule", "cosin"), ["--schedule", "cosin", "constant", "--help"]),
+    "batch norm": (at_once("--batch-norm", "thawed"), ["--batch-norm", "thawed", "recalibrate", "--help"]),
+    "rubbish": (at_once("--epochs", "few"), ["--epochs", "few", "--help"]),
+    "typo": (at_once("--backbone-ir", "1e-4"), ["--backbone-ir", "Did you mean --backbone-lr?"]),
+    "nothing": (words(), ["--data", "--out", "--help"]),
+    "no folder": (recipe(lambda here: here / "gone"), ["gone", "no such folder or data set"]),
+}
+"""Wrong for both commands that fine-tune."""
+
+
 CASES: dict[str, tuple[str, Prepare, list[str]]] = {
+    **{
+        f"{name}: {what}": (name, prepare, parts)
+        for name in ("fine-tune", "find-lr")
+        for what, (prepare, parts) in TUNING.items()
+    },
+    "fine-tune: thaw a misspelt block": (
+        "fine-tune",
+        tuning("--thaw", "expandedconv_10"),
+        ["--thaw 'expandedconv_10': no block", "Did you mean expanded_conv_10", "Blocks, from input to output: stem, "],
+    ),
+    "fine-tune: thaw nonsense": ("fine-tune", tuning("--thaw", "??"), ["--thaw '??': no block", "output: stem, "]),
+    "fine-tune: thaw 99": (
+        "fine-tune",
+        tuning("--thaw", "99"),
+        ["--thaw 99: ", "a number of blocks, 0 to 13", "or all"],
+    ),
+    "find-lr: thaw 1.5": ("find-lr", tuning("--thaw", "1.5"), ["--thaw 1.5: ", "share of them, 0.0 to 1.0"]),
+    "fine-tune: thaw nan": ("fine-tune", tuning("--thaw", "nan"), ["--thaw nan: ", "share of them, 0.0 to 1.0"]),
+    "fine-tune: gradual 50": (
+        "fine-tune",
+        tuning("--thaw", "4", "--gradual", "50"),
+        ["--gradual 50: ", "at most one phase per block", "4 blocks are thawed"],
+    ),
+    "fine-tune: resume nothing": ("fine-tune", at_once("--resume"), ["--resume: o holds no run", "Leave it out"]),
+    "find-lr: resume": ("find-lr", at_once("--resume"), ["--resume: there is nothing to resume", "Leave it out"]),
+    "find-lr: no range": ("find-lr", at_once("--lowest", "1", "--highest", "1e-3"), ["learning rates 1 to 0.001"]),
+    "find-lr: from 0": ("find-lr", at_once("--lowest", "0"), ["learning rates 0 to 1: no range", "such as 1e-6 and 1"]),
+    "find-lr: few steps": ("find-lr", at_once("--steps", "1"), ["1 step(s): too few", "at least 10"]),
     # data
     "empty folder": ("recipe", recipe(empty), ["photos", "no class folders", "<class>/<photo>.jpg"]),
     "no folder": (
@@ -229,6 +316,28 @@ def test_a_wrong_invocation_is_one_line(
     assert len(lines) == 1, err
     assert lines[0].startswith(f"{name}: ") and "Traceback" not in err
     assert all(part in lines[0] for part in parts), lines[0]
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["recipe", "fine-tune", "find-lr"])
+def test_no_number_may_be_nan(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        experiment, "build_backbone", lambda *_: pytest.fail("too late")
+    )  # what belongs to the data is refused when it is read
+    photos = make_photo_folder(tmp_path / "photos", {"cat": 5, "dog": 5}, size=(16, 12))
+    before = snapshot(tmp_path)
+    fields = [field for field in dataclasses.fields(module(name).Config) if field.type in (float, "float")]
+    assert len(fields) >= 5
+    for field in fields:
+        option = f"--{field.name.replace('_', '-')}"
+        head = ["--head", "mlp"] if name == "recipe" else []
+        status = run(name, "--data", photos, "--out", tmp_path / "out", *TINY, *head, option, "nan", "--quiet")
+        err = capsys.readouterr().err
+        assert status == 2 and err.count("\n") == 1 and "nan" in err, (option, err)
+        assert option in err or field.name in err or option in ("--lowest", "--highest"), err
     assert snapshot(tmp_path) == before
 
 

@@ -90,6 +90,7 @@ def test_report_round_trips_and_names_circumstances(finished_run: RunDir) -> Non
     assert [row.scheme for row in found.artifacts] == list(SCHEMES)  # in the order of the table of schemes
     assert (found.threads, found.kernels, found.recipe) == (1, "xnnpack", "feature_extraction")
     assert "core(s)" in found.device and found.versions["ai-edge-litert"]
+    assert found.notes == (), "this recipe leaves none"
     evaluation = read_json(EvaluationReport, finished_run.export_path / EVALUATION)
     assert (evaluation.split, evaluation.kernels, evaluation.unreadable) == ("test", "xnnpack", ())
 
@@ -112,6 +113,19 @@ def test_table_is_readable_at_100_columns(finished_run: RunDir) -> None:
             assert any(line.split()[:1] == [scheme] for line in table)
         assert "15 test photos" in shown and "report.json" in shown
     assert "12345.68" in report.show(worst) and "999.99" in report.show(worst)
+
+
+def test_notes_on_the_training_stand_below_the_table(finished_run: RunDir) -> None:
+    text = (finished_run.path / "report.json").read_text()
+    made = dataclasses.replace(from_json(Report, text), notes=("two blocks fine-tuned", "overfitting since epoch 3"))
+    assert from_json(Report, to_json(made)) == made
+    plain, noted = report.show(dataclasses.replace(made, notes=())), report.show(made)
+    added = [line for line in noted.splitlines() if line not in plain.splitlines()]
+    assert added == ["two blocks fine-tuned", "overfitting since epoch 3"]
+    assert noted.index("overfitting") > noted.index("test photos")
+    without = json.loads(text)
+    del without["notes"]
+    assert from_json(Report, json.dumps(without)).notes == (), "as reports of earlier versions are"
 
 
 def test_evaluation_says_one_line_per_artifact(finished_run: RunDir) -> None:
