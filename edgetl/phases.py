@@ -3,6 +3,7 @@
 Imports no Keras: blocks come from `edgetl.backbones.blocks`, which knows the model.
 """
 
+import contextlib
 import difflib
 import math
 from collections.abc import Mapping, Sequence
@@ -41,8 +42,8 @@ def thawed_blocks(thaw: str, blocks: "Sequence[Block]") -> tuple[str, ...]:
     """Resolve what the user wants thawed.
 
     Args:
-        thaw: `all`; `0`; a number of blocks counted from the output, `6`; a share of the blocks, `0.5` (rounded up);
-            the name of a block, or of a layer: that block and all after it.
+        thaw: `all`; `0`; a number of blocks counted from the output, `6`; a share of the blocks, written with a point
+            or an exponent, `0.5` (rounded up); the name of a block, or of a layer: that block and all after it.
         blocks: of the backbone, from input to output.
 
     Returns:
@@ -51,40 +52,34 @@ def thawed_blocks(thaw: str, blocks: "Sequence[Block]") -> tuple[str, ...]:
     Raises:
         ConfigError: more blocks than there are, or a name that matches nothing.
     """
-    names = [block.name for block in blocks]
+    names, thaw = [block.name for block in blocks], thaw.strip()
     if thaw == ALL:
         return tuple(names)
     if (number := _number(thaw)) is not None:
-        if not 0 <= number <= len(names):
+        if not 0 <= number <= (len(names) if isinstance(number, int) else 1):
             raise ConfigError(
-                f"--thaw {thaw}: the backbone has {len(names)} blocks. Name a number from 0 to that, or all"
+                f"--thaw {thaw}: must be a number of blocks, 0 to {len(names)}, a share of them, 0.0 to 1.0, or all"
             )
-        return tuple(names[len(names) - number :]) if isinstance(number, int) else _share(number, names, thaw)
+        # Less rounding error before rounding up: 0.07 * 100 is a little more than 7.
+        count = number if isinstance(number, int) else math.ceil(number * len(names) - 1e-9)
+        return tuple(names[len(names) - count :])
     for index, block in enumerate(blocks):
         if thaw == block.name or thaw in block.layers:
             return tuple(names[index:])
     known = [*names, *chain.from_iterable(block.layers for block in blocks)]
     near = difflib.get_close_matches(thaw, known, n=3, cutoff=0.5) or [name for name in known if thaw in name][:3]
-    hint = f"Did you mean {', '.join(near)}? " if near else ""
+    hint = f"Did you mean {', '.join(near)}? " if near and thaw else ""
     raise ConfigError(
-        f"--thaw {thaw}: no block or layer of that name. {hint}Blocks, from input to output: {', '.join(names)}"
+        f"--thaw {thaw!r}: no block or layer of that name. {hint}Blocks, from input to output: {', '.join(names)}"
     )
 
 
 def _number(text: str) -> int | float | None:
-    try:
-        return int(text)
-    except ValueError:
-        try:
-            return float(text)
-        except ValueError:
-            return None
-
-
-def _share(share: float, names: list[str], thaw: str) -> tuple[str, ...]:
-    if not share <= 1:
-        raise ConfigError(f"--thaw {thaw}: neither a share of the blocks, 0..1, nor a whole number of them")
-    return tuple(names[len(names) - math.ceil(share * len(names)) :])
+    """Read a whole number or a share; `nan`, `inf` and the like are numbers too, and refused as such."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return None
 
 
 def plan(
@@ -109,10 +104,12 @@ def plan(
         layer_decay: from one block to the one before it.
 
     Raises:
-        ConfigError: more groups than blocks.
+        ConfigError: no group, or more groups than blocks.
     """
-    if groups > max(1, len(thawed)):
-        raise ConfigError(f"--gradual {groups}: only {len(thawed)} blocks are thawed. Use at most one phase per block")
+    if not 1 <= groups <= max(1, len(thawed)):
+        raise ConfigError(
+            f"--gradual {groups}: must be at least 1 and at most one phase per block; {len(thawed)} blocks are thawed"
+        )
     phases = []
     for number in range(1, groups + 1):
         count = math.ceil(len(thawed) * number / groups)
