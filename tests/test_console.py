@@ -51,6 +51,56 @@ def test_a_bar_does_not_claim_work_that_failed(capsys: pytest.CaptureFixture[str
     assert "features" not in capsys.readouterr().err
 
 
+def test_work_that_an_earlier_process_did_counts_as_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with log_to_stderr(), progress("training", 10, done=7) as bar:
+        part = bar.part("epoch 2", 5, done=2)
+        for _ in range(3):
+            bar.advance()
+            part.advance()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("training 10/10 ("), "of the whole; parts have no line of their own"
+
+
+def test_lines_said_under_a_bar_go_to_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with log_to_stderr(), progress("training", 2) as bar:
+        bar.say("epoch 1 [of 2] %s")
+        assert capsys.readouterr().err == "epoch 1 [of 2] %s\n"
+    with log_to_stderr(logging.WARNING), progress("training", 2) as bar:
+        bar.say("quiet")
+    assert "quiet" not in capsys.readouterr().err
+
+
+def shown_on_a_terminal(work: str) -> str:
+    """What a terminal gets from a few lines of Python, in order, with its control sequences."""
+    program = f"import time\nfrom edgetl.console import *\nwith log_to_stderr():\n    {work}\n"
+    main, terminal = os.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    subprocess.run([sys.executable, "-c", program], stderr=terminal, env=env, check=True)
+    os.write(terminal, b"end")  # reading nothing at all would be an error
+    os.close(terminal)
+    shown = os.read(main, 100_000).decode()
+    os.close(main)
+    return shown.removesuffix("end")
+
+
+def test_on_a_terminal_parts_replace_each_other_and_lines_stay_whole() -> None:
+    long = "x" * 150
+    shown = shown_on_a_terminal(
+        f"""with progress('training', 10, done=4) as bar:
+        one = bar.part('epoch 1', 5, done=4); bar.advance(); one.advance()
+        bar.say('said [red]1[/red] {long}')
+        two = bar.part('epoch 2', 5); bar.advance(5); two.advance(5)"""
+    )
+    assert f"said [red]1[/red] {long}" in shown, "no markup, not broken"
+    last = shown[shown.rindex("training") :]
+    assert "10/10" in last and "epoch 2" in last and "5/5" in last and "epoch 1" not in last
+    quiet = shown_on_a_terminal(
+        """log.setLevel('WARNING')
+    with progress('training', 10) as bar: bar.part('epoch', 5).advance(); bar.say('said')"""
+    )
+    assert quiet == ""
+
+
 def test_on_a_terminal_a_bar_shows_count_and_rate() -> None:
     program = (
         "import time; from edgetl.console import *\n"
