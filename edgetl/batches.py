@@ -6,7 +6,8 @@ epoch (`StreamedSource`). Both give uint8 pixels or float16 activations; the tra
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -128,6 +129,7 @@ class Batches:
     seed: int
     sampling: Literal["natural", "balanced"] = "natural"
     """`natural`: each photo once per epoch. `balanced`: as many photos of each class as of any other."""
+    _failed: list[Exception] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -153,24 +155,41 @@ class Batches:
     def dataset(self, phase: int, epoch: int, first_step: int = 0) -> tf.data.Dataset:
         """The batches of one epoch from a step on: (inputs, one-hot labels float32 [size, classes])."""
         rows, views = self.order(phase, epoch)
-
-        def generate() -> Iterator[tuple[tuple[NDArray[Any], ...], NDArray[np.float32]]]:
-            for step in range(first_step, self.steps):
-                yield self.source.gather(rows[step], views[step]), self.one_hot(rows[step])
-
-        signature = (
-            tuple(tf.TensorSpec((self.size, *spec.shape[1:]), spec.dtype) for spec in self.source.signature()),
-            tf.TensorSpec((self.size, self.classes), tf.float32),
-        )
-        batches = tf.data.Dataset.from_generator(generate, output_signature=signature)
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         options.autotune.enabled = False
-        return (
-            batches.apply(tf.data.experimental.assert_cardinality(self.steps - first_step))
-            .prefetch(PREFETCH)
-            .with_options(options)
-        )
+        # Not from_generator: it makes malloc give memory back at once, for the whole process, and the training step
+        # takes the same memory again at every step.
+        order = tf.data.Dataset.from_tensor_slices((rows[first_step:], views[first_step:]))
+        return order.map(self._batch).prefetch(PREFETCH).with_options(options)
+
+    def _batch(self, rows: Any, views: Any) -> tuple[tuple[Any, ...], Any]:
+        inputs = self.source.signature()
+        *tensors, labels = tf.numpy_function(self._gather, [rows, views], [*(x.dtype for x in inputs), tf.float32])
+        shaped = [tf.ensure_shape(t, (self.size, *x.shape[1:])) for t, x in zip(tensors, inputs, strict=True)]
+        return tuple(shaped), tf.ensure_shape(labels, (self.size, self.classes))
+
+    def _gather(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> list[NDArray[Any]]:
+        """Run outside of the graph. TensorFlow never forgets such a function: it must not hold on to one epoch."""
+        try:
+            return [*self.source.gather(rows, views), self.one_hot(rows)]
+        except Exception as error:
+            self._failed.append(error)
+            raise
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raise what the source has raised while the block takes batches; TensorFlow would make a traceback of it."""
+        self._failed.clear()
+        try:
+            yield
+        except tf.errors.OpError:
+            if not self._failed:
+                raise
+            failed = self._failed[0]
+        else:
+            return
+        raise failed
 
     def one_hot(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Labels of some photos, float32 [n, classes]."""

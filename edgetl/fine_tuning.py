@@ -49,6 +49,7 @@ from edgetl.trainee import (
     recalibrate,
     strategy_for,
     thaw,
+    value_of,
 )
 
 quiet_tensorflow()
@@ -94,17 +95,21 @@ class Validation:
     labels: NDArray[np.int64]
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Progress:
-    """What a checkpoint holds besides arrays."""
+    """What a checkpoint holds besides arrays. Replaced as a whole: a signal comes before or after, never in between."""
 
     phase: int = 0
     epoch: int = 0
     """Whole epochs of the phase that are done."""
     step: int = 0
     """Steps of the next epoch that are done: not 0 after a signal."""
-    history: list[Epoch] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+    """What these steps took."""
+    history: tuple[Epoch, ...] = ()
     plateau: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rate: float = 1.0
+    """Share of the phase's learning rates that the plateau has left."""
     best_loss: float = math.inf
     best_epoch: int = 0
 
@@ -138,10 +143,14 @@ class FineTuning:
 
         Raises:
             ConfigError: more than one device was asked for and is not there.
+            ValueError: a block that is to be thawed is in front of the border.
         """
         inside = {layer.name for layer in model.layers}
+        thawed = {name for phase in phases for name in phase.thawed}
+        if absent := [block.name for block in blocks if block.name in thawed and not inside.issuperset(block.layers)]:
+            raise ValueError(f"Expected a model with all blocks that are thawed. It lacks: {absent}")
         self._result, self._phases, self._batches = model, phases, train
-        self._blocks = [block for block in blocks if set(block.layers) <= inside]
+        self._blocks = [block for block in blocks if inside.intersection(block.layers)]
         self._validation, self._settings = validation, settings
         self._file, self._on_epoch = checkpoint, on_epoch
         weights = class_weights(train.labels, train.classes) if settings.class_weights else np.ones(train.classes)
@@ -167,7 +176,6 @@ class FineTuning:
         )
         self._at = _Progress()
         self._best: list[NDArray[Any]] = []
-        self._restored: list[NDArray[Any]] = []
         self._warned: int | None = None
         self._found = checkpoints.load(checkpoint)
 
@@ -178,25 +186,26 @@ class FineTuning:
             The history; its first row is the model as it came.
 
         Raises:
-            ConfigError: the loss became infinite; the last checkpoint stays.
+            ConfigError: the loss became infinite; the checkpoint of the epoch before stays.
+            DatasetError: a photo can't be read any more; likewise.
             KeyboardInterrupt: after the state in the middle of the epoch was saved.
         """
         if self._found:
-            rows = [Epoch(**row) for row in self._found.state["history"]]
+            rows = tuple(Epoch(**row) for row in self._found.state["history"])
             self._at = _Progress(**{**self._found.state, "history": rows})
             log.info("going on after %d epochs and %d steps", len(self._at.history) - 1, self._at.step)
         per_epoch = self._batches.steps * self._batches.size
         done = (len(self._at.history[1:]) * self._batches.steps + self._at.step) * self._batches.size
         with progress("training", sum(phase.epochs for phase in self._phases) * per_epoch, done) as self._bar:
             if not self._at.history:
-                self._judge(PROBE, 0, None, (0.0, 0.0), 0, 0.0)
+                self._at = dataclasses.replace(self._at, history=(self._judge(PROBE, 0, None, (0.0, 0.0), 0.0),))
             for index in range(self._at.phase, len(self._phases)):
                 self._run_phase(index)
         if self._settings.batch_norm == "recalibrate":
             self._recalibrate()
         if self._model is not self._result:
             self._result.set_weights(self._model.get_weights())
-        return tuple(self._at.history)
+        return self._at.history
 
     def range_test(self, rates: NDArray[np.float64]) -> list[float]:
         """Train one step per rate, all thawed, and see what the loss does. The weights are of no use afterwards.
@@ -213,9 +222,10 @@ class FineTuning:
         epochs = math.ceil(len(rates) / self._batches.steps)
         batches = (batch for epoch in range(epochs) for batch in self._batches.dataset(index, epoch))
         reseed(self._generators, self._settings.seed, index, 0)
-        with progress("learning rate range test", len(rates)) as bar:
+        with progress("learning rate range test", len(rates)) as bar, self._batches.errors():
             for rate, (inputs, labels) in zip(rates, batches, strict=False):
                 set_learning_rate(optimizer, float(rate))
+                self._trainee.mean_loss.reset_state()
                 losses.append(float(np.ravel(self._trainee.train_on_batch(inputs, labels))[0]))
                 bar.advance()
                 if divergence(losses) is not None:
@@ -225,26 +235,18 @@ class FineTuning:
     def _starting_point(self) -> dict[str, NDArray[Any]]:
         """The backbone's weights as they came; the head is new and pulled nowhere."""
         names = [name for block in self._blocks for name in block.layers]
-        return {w.path: np.array(w) for name in names for w in self._model.get_layer(name).trainable_variables}
+        return {w.path: np.array(w) for name in names for w in self._model.get_layer(name).weights}
 
     def _run_phase(self, index: int) -> None:
-        phase, at = self._phases[index], self._at
         optimizer = self._begin(index)
-        while at.epoch < phase.epochs:
-            done = at.epoch
-            try:
-                self._run_epoch(index, optimizer)
-            except KeyboardInterrupt:
-                if at.epoch == done:  # else it was caught while the checkpoint of a whole epoch was written
-                    at.step = int(optimizer.iterations) - done * self._batches.steps
-                    self._save(optimizer)
-                raise
+        while self._at.epoch < self._phases[index].epochs:
+            self._run_epoch(index, optimizer)
         if self._best and index == len(self._phases) - 1:
             self._model.set_weights(self._best)
-            log.info("took the weights of epoch %d, the lowest validation loss", at.best_epoch)
+            log.info("took the weights of epoch %d, the lowest validation loss", self._at.best_epoch)
         else:
             finalize(optimizer, self._trainee.trainable_variables)
-        at.phase, at.epoch, at.step, at.plateau = index + 1, 0, 0, {}
+        self._at = _Progress(index + 1, history=self._at.history)
 
     def _begin(self, index: int) -> keras.optimizers.Optimizer:
         """Freeze and thaw, make the optimizer, and put back what a checkpoint of this phase holds."""
@@ -267,60 +269,77 @@ class FineTuning:
             optimizer.build(self._trainee.trainable_variables)
         if self._found and self._at.phase == index:
             self._model.set_weights(self._found.group("weights"))
-            if optimizer_arrays := self._found.group("optimizer"):
-                restore_optimizer(optimizer, optimizer_arrays)
-            for generator, numbers in zip(self._generators, self._found.group("seeds"), strict=True):
-                generator.state.assign(numbers)
-            self._best, self._restored = self._found.group("best"), self._found.group("metrics")
-            self._found = None
+            restore_optimizer(optimizer, self._found.group("optimizer"))
+            variables = [generator.state for generator in self._generators] + self._trainee.mean_loss.variables
+            for variable, numbers in zip(variables, self._found.group("epoch"), strict=True):
+                variable.assign(numbers)
+            self._best, self._found = self._found.group("best"), None
         return optimizer
 
     def _run_epoch(self, index: int, optimizer: keras.optimizers.Optimizer) -> None:
         """Train one epoch, or the rest of one; judge it; write the checkpoint."""
-        phase, at, steps, size = self._phases[index], self._at, self._batches.steps, self._batches.size
-        start = time.perf_counter()
-        taken = (steps - at.step) * size
+        phase, at, settings = self._phases[index], self._at, self._settings
         if not at.step:
-            reseed(self._generators, self._settings.seed, index, at.epoch)
-        title = f"{phase.name}, epoch {at.epoch + 1} of {phase.epochs}"
-        if at.step < steps:
-            bar = self._bar.part(title, steps * size, at.step * size)
+            reseed(self._generators, settings.seed, index, at.epoch)
+            self._trainee.mean_loss.reset_state()
+        if settings.schedule == "plateau":
+            set_learning_rate(optimizer, phase.head_learning_rate * at.rate)
+        start, arrays = time.perf_counter() - at.seconds, {}
+        try:
+            self._fit(f"{phase.name}, epoch {at.epoch + 1} of {phase.epochs}", index)
+            seconds = time.perf_counter() - start
+            arrays = self._arrays(optimizer)  # here: from now on averages may stand in for weights
+            rate = current_learning_rate(optimizer)
+            backbone_rate = rate * phase.backbone_learning_rate / phase.head_learning_rate if phase.thawed else 0.0
+            with averaged(optimizer, self._trainee.trainable_variables):
+                loss = float(self._trainee.mean_loss.result())
+                row = self._judge(phase.name, at.epoch + 1, loss, (rate, backbone_rate), seconds)
+                after, best = self._after(at, row, index)
+            checkpoints.save(self._file, Checkpoint(dataclasses.asdict(after), arrays | grouped(best=best)))
+        except KeyboardInterrupt:
+            step = self._trainee.photos // self._batches.size
+            stopped = dataclasses.replace(at, step=step, seconds=time.perf_counter() - start)
+            arrays = (arrays or self._arrays(optimizer)) | grouped(best=self._best)
+            checkpoints.save(self._file, Checkpoint(dataclasses.asdict(stopped), arrays))
+            raise
+        self._at, self._best = after, best
+        self._on_epoch(after.history)
+
+    def _fit(self, title: str, index: int) -> None:
+        at, steps, size = self._at, self._batches.steps, self._batches.size
+        if at.step == steps:
+            return
+        bars = (self._bar, self._bar.part(title, steps * size, at.step * size))
+        with self._batches.errors():
             self._trainee.fit(
                 self._batches.dataset(index, at.epoch, at.step),
                 steps_per_epoch=steps - at.step,
                 shuffle=False,
-                callbacks=[_Steps((self._bar, bar), size, self._restored, title)],
+                callbacks=[_Steps(bars, size, title)],
                 verbose=0,
             )
-        rate = current_learning_rate(optimizer)
-        backbone_rate = rate * phase.backbone_learning_rate / phase.head_learning_rate if phase.thawed else 0.0
-        with averaged(optimizer, self._trainee.trainable_variables):
-            row = self._judge(
-                phase.name, at.epoch + 1, self._mean_loss(), (rate, backbone_rate), taken, time.perf_counter() - start
-            )
-            last = index == len(self._phases) - 1
-            if self._settings.patience and last and row.validation_loss < at.best_loss:
-                at.best_loss, at.best_epoch, self._best = row.validation_loss, row.epoch, self._model.get_weights()
-        if self._settings.schedule == "plateau":
-            self._lower_rate(optimizer, row.validation_loss)
-        at.epoch, at.step, self._restored = at.epoch + 1, 0, []
-        if self._settings.patience and last and at.epoch - at.best_epoch >= self._settings.patience:
-            self._bar.say(f"no lower validation loss for {self._settings.patience} epochs: stopping")
-            at.epoch = phase.epochs
-        self._save(optimizer)
-        self._on_epoch(at.history)
 
-    def _mean_loss(self) -> float:
-        """Training loss of the epoch as optimized, from Keras or from the checkpoint of an epoch that was just whole."""
-        if self._at.step == self._batches.steps:
-            total, count = self._restored
-            return float(total / count)
-        return float(self._trainee.metrics[0].result())
+    def _after(self, at: _Progress, row: Epoch, index: int) -> tuple[_Progress, list[NDArray[Any]]]:
+        """Tell where training stands after an epoch, and the best weights so far if they are wanted."""
+        settings, best = self._settings, self._best
+        after = dataclasses.replace(at, epoch=at.epoch + 1, step=0, seconds=0.0, history=(*at.history, row))
+        if settings.schedule == "plateau":
+            plateau = Plateau(**at.plateau)
+            after = dataclasses.replace(after, rate=at.rate * plateau.update(row.validation_loss))
+            after = dataclasses.replace(after, plateau=dataclasses.asdict(plateau))
+        if settings.patience and index == len(self._phases) - 1:
+            if row.validation_loss < at.best_loss:
+                best = [np.array(array) for array in self._model.get_weights()]
+                after = dataclasses.replace(after, best_loss=row.validation_loss, best_epoch=row.epoch)
+            elif row.epoch - at.best_epoch >= settings.patience:
+                self._bar.say(f"no lower validation loss for {settings.patience} epochs: stopping")
+                after = dataclasses.replace(after, epoch=self._phases[index].epochs)
+        return after, best
 
     def _judge(
-        self, phase: str, epoch: int, train_loss: float | None, rates: tuple[float, float], taken: int, seconds: float
+        self, phase: str, epoch: int, train_loss: float | None, rates: tuple[float, float], seconds: float
     ) -> Epoch:
-        """Measure the model on clean photos, add a row to the history and say what it shows."""
+        """Measure the model on clean photos, make a row of the history and say what it shows."""
         fit_loss, fit_top1 = self._measure(self._batches.source, self._clean_rows, self._batches.labels)
         rows = np.arange(len(self._validation.labels))
         loss, top1 = self._measure(self._validation.source, rows, self._validation.labels)
@@ -334,14 +353,13 @@ class FineTuning:
             fit_top1=fit_top1,
             validation_loss=loss,
             validation_top1=top1,
-            images_per_second=taken / seconds if taken else 0.0,
+            images_per_second=self._batches.steps * self._batches.size / seconds if epoch else 0.0,
             seconds=seconds,
         )
         if not math.isfinite(row.validation_loss + row.train_loss):
             raise diverged(f"{phase}, epoch {epoch}", "validation loss is not a number")
-        self._at.history.append(row)
         self._bar.say(_line(row))
-        verdict = watch(self._at.history)
+        verdict = watch([*self._at.history, row])
         if verdict.line and verdict.since != self._warned:
             self._warned = verdict.since
             self._bar.say(verdict.line)
@@ -355,56 +373,45 @@ class FineTuning:
             parts.append(self._forward(*source.gather(part, np.zeros_like(part))).numpy())
         probabilities = np.concatenate(parts).astype(np.float64)
         right = probabilities[np.arange(len(rows)), labels[rows]]
-        return float(-np.log(np.clip(right, 1e-7, None)).mean()), float(
-            (probabilities.argmax(1) == labels[rows]).mean()
-        )
+        loss = -np.log(np.clip(right, 1e-7, None)).mean()
+        return float(loss), float((probabilities.argmax(1) == labels[rows]).mean())
 
-    def _lower_rate(self, optimizer: keras.optimizers.Optimizer, loss: float) -> None:
-        plateau = Plateau(**self._at.plateau)
-        set_learning_rate(optimizer, current_learning_rate(optimizer) * plateau.update(loss))
-        self._at.plateau = dataclasses.asdict(plateau)
-
-    def _save(self, optimizer: keras.optimizers.Optimizer) -> None:
-        arrays = grouped(
-            weights=self._model.get_weights(),
+    def _arrays(self, optimizer: keras.optimizers.Optimizer) -> dict[str, NDArray[Any]]:
+        """Copy everything that a step changes."""
+        variables = [generator.state for generator in self._generators] + self._trainee.mean_loss.variables
+        return grouped(
+            weights=[np.array(array) for array in self._model.get_weights()],
             optimizer=optimizer_state(optimizer),
-            seeds=[np.array(generator.state) for generator in self._generators],
-            metrics=[np.array(v) for v in self._trainee.metrics[0].variables],
-            best=self._best,
+            epoch=[value_of(variable) for variable in variables],
         )
-        checkpoints.save(self._file, Checkpoint(dataclasses.asdict(self._at), arrays))
 
     def _recalibrate(self) -> None:
         names = learning_layers(self._phases[-1], self._blocks, "train", self._model)
         layers = [self._model.get_layer(name) for name in names]
         norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
-        with progress(f"recalibrate {len(norms)} BatchNorm layers"):
+        with progress(f"recalibrate {len(norms)} BatchNorm layers"), self._batches.errors():
             recalibrate(self._trainee, norms, self._batches.dataset(len(self._phases), 0))
 
 
 class _Steps(keras.callbacks.Callback):  # type: ignore[misc]
-    """Moves the bars on, stops at the first loss that is no number, takes up the mean loss of a stopped epoch."""
+    """Moves the bars on, and stops at the first loss that is no number."""
 
-    def __init__(self, bars: Sequence[Bar], size: int, metrics: list[NDArray[Any]], where: str) -> None:
+    def __init__(self, bars: Sequence[Bar], size: int, where: str) -> None:
         super().__init__()
-        self._bars, self._size, self._metrics, self._where = bars, size, metrics, where
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        for variable, value in zip(self.model.metrics[0].variables, self._metrics, strict=False):
-            variable.assign(value)
+        self._bars, self._size, self._where = bars, size, where
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         for bar in self._bars:
             bar.advance(self._size)
         if not math.isfinite(logs["loss"]):
-            raise diverged(self._where, f"loss {logs['loss']} at step {batch + 1}")
+            raise diverged(self._where, f"loss {logs['loss']}")
 
 
 def diverged(where: str, what: str) -> ConfigError:
     """Make the error of a training that can't go on."""
     return ConfigError(
-        f"training diverged: {what} ({where}). The checkpoint before it is kept; train into a new --out with a tenth "
-        "of --head-lr and --backbone-lr (python -m recipes.find_learning_rate suggests them), or with --clip-norm 1"
+        f"training diverged: {what} ({where}). Train into a new --out with a tenth of --head-lr and --backbone-lr "
+        "(python -m recipes.find_learning_rate suggests them), or with --clip-norm 1"
     )
 
 

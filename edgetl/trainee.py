@@ -4,6 +4,7 @@ None of this stays in the model that is saved.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -54,6 +55,19 @@ class Trainee(keras.Model):  # type: ignore[misc]
         """Run the wrapped model on a tuple of float32 tensors."""
         return self.model(list(inputs) if isinstance(self.model.input, list) else inputs[0], training=training)
 
+    @property
+    def mean_loss(self) -> Any:
+        """Mean of the loss over the steps of the epoch so far, a Keras metric."""
+        return self.metrics[0]
+
+    @property
+    def photos(self) -> int:
+        """Number of photos in these steps; what a step changes is changed as a whole, this included."""
+        return round(float(value_of(self.mean_loss.count)))
+
+    def reset_metrics(self) -> None:
+        """Do nothing: each `fit` begins with it, and one that goes on with a stopped epoch must not forget its loss."""
+
     def train_step(self, data: Any) -> Any:
         """Augment, mix, weigh; then what Keras does."""
         inputs, labels = data[:2]
@@ -63,6 +77,11 @@ class Trainee(keras.Model):  # type: ignore[misc]
         inputs, labels = self.mixing(inputs, labels)
         weights = tf.linalg.matvec(labels, tf.constant(self._class_weights))
         return super().train_step((inputs, labels, weights))
+
+
+def value_of(variable: keras.Variable) -> NDArray[Any]:
+    """Copy a variable's value; where every device has a part of it, as of a metric, their sum."""
+    return np.array(tf.convert_to_tensor(variable.value))
 
 
 def learning_layers(phase: Phase, blocks: Sequence[Block], policy: BatchNormPolicy, model: keras.Model) -> list[str]:
@@ -113,7 +132,13 @@ def strategy_for(distribute: bool, batch_size: int) -> tf.distribute.Strategy:
         )
     if batch_size % len(devices):
         raise ConfigError(f"--batch-size {batch_size}: must be a multiple of the {len(devices)} devices that share it")
-    return tf.distribute.MirroredStrategy([device.name for device in devices])
+    return _mirrored(tuple(device.name for device in devices))
+
+
+@cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """One strategy per process: a second would number its exchanges as the first did, and mix them up."""
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def copy_in_precision(model: keras.Model, precision: Precision) -> keras.Model:
@@ -133,13 +158,18 @@ def copy_in_precision(model: keras.Model, precision: Precision) -> keras.Model:
 def recalibrate(trainee: Trainee, layers: Sequence[keras.layers.BatchNormalization], batches: tf.data.Dataset) -> None:
     """Replace BatchNorm statistics by their averages over batches, all weights unchanged (Wu and Johnson 2021).
 
+    Dropout is off meanwhile: it would widen the variances, and there is none where the statistics are used.
+
     Args:
         trainee: wraps the model that the layers belong to.
         layers: whose moving mean and variance are measured again.
         batches: (inputs, labels); the inputs only are used.
     """
     before = [(layer.trainable, layer.momentum) for layer in layers]
+    dropped = [(layer, layer.rate) for layer in trainee.model.layers if isinstance(layer, keras.layers.Dropout)]
     try:
+        for layer, _ in dropped:
+            layer.rate = 0.0
         for layer in layers:
             layer.trainable = True
         for step, (inputs, _) in enumerate(batches):
@@ -149,3 +179,5 @@ def recalibrate(trainee: Trainee, layers: Sequence[keras.layers.BatchNormalizati
     finally:
         for layer, (trainable, momentum) in zip(layers, before, strict=True):
             layer.trainable, layer.momentum = trainable, momentum
+        for layer, rate in dropped:
+            layer.rate = rate
