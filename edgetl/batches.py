@@ -158,8 +158,7 @@ class Batches:
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         options.autotune.enabled = False
-        # Not from_generator: it makes malloc give memory back at once, for the whole process, and the training step
-        # takes the same memory again at every step.
+        # Not from_generator, which changes malloc's settings for the whole process and keeps each generator it got.
         order = tf.data.Dataset.from_tensor_slices((rows[first_step:], views[first_step:]))
         return order.map(self._batch).prefetch(PREFETCH).with_options(options)
 

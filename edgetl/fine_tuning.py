@@ -142,13 +142,15 @@ class FineTuning:
             on_epoch: called with the history after each epoch.
 
         Raises:
-            ConfigError: more than one device was asked for and is not there.
+            ConfigError: more than one device was asked for and is not there, or CutMix of what has no places.
             ValueError: a block that is to be thawed is in front of the border.
         """
         inside = {layer.name for layer in model.layers}
         thawed = {name for phase in phases for name in phase.thawed}
         if absent := [block.name for block in blocks if block.name in thawed and not inside.issuperset(block.layers)]:
             raise ValueError(f"Expected a model with all blocks that are thawed. It lacks: {absent}")
+        if settings.cutmix and any(len(tensor.shape) != 4 for tensor in model.inputs):
+            raise ConfigError("--cutmix: features have no places to cut. Use --mixup, or thaw blocks")
         self._result, self._phases, self._batches = model, phases, train
         self._blocks = [block for block in blocks if inside.intersection(block.layers)]
         self._validation, self._settings = validation, settings

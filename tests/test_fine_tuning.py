@@ -603,6 +603,13 @@ def test_the_range_test_gives_the_loss_of_each_step_alone(tmp_path: Path) -> Non
     assert np.ptp(losses) > 1e-3
 
 
+def test_features_cannot_be_cut(tmp_path: Path) -> None:
+    features = keras.Input((8,))
+    model = keras.Model(features, keras.layers.Dense(CLASSES, activation="softmax")(features))
+    with pytest.raises(ConfigError, match="--cutmix: features have no places to cut"):
+        tiny_training(tmp_path / "c", one_phase(thawed=()), model=model, cutmix=1.0)
+
+
 def test_blocks_in_front_of_the_border_cannot_be_thawed(tmp_path: Path) -> None:
     whole = tiny_model()
     border = keras.Input(whole.get_layer("two_conv").output.shape[1:])
