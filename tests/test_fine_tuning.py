@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -361,11 +362,10 @@ def run_and_kill(checkpoint: Path, lines: int, delay: float, number: signal.Sign
     assert process.stdout is not None
     for _ in range(lines):
         assert process.stdout.readline(), process.communicate()[1][-2000:]
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(delay)
+    time.sleep(delay)
     process.send_signal(number)
     process.communicate(timeout=30)
-    assert process.returncode == -number
+    assert process.returncode == -number, "it had not ended by itself"
 
 
 def check_kills(tmp_path: Path, kills: list[tuple[int, float, signal.Signals]]) -> None:
@@ -386,11 +386,12 @@ def test_killed_processes_end_the_same(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_processes_killed_at_many_moments_end_the_same(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    for round_ in range(4):
+    for round_ in range(3):
         folder = tmp_path / str(round_)
         folder.mkdir()
-        kills = [(int(rng.integers(1, 3)), float(rng.uniform(0, 0.05)), signal.SIGKILL) for _ in range(2)]
-        check_kills(folder, [(2, 0.0, signal.SIGKILL), *kills])
+        # After its first line a process still has to trace the graph of the step, which takes a second.
+        kills = [(1, float(rng.uniform(0, 0.8)), signal.SIGKILL), (2, float(rng.uniform(0, 0.02)), signal.SIGKILL)]
+        check_kills(folder, [(2, float(rng.uniform(0, 0.02)), signal.SIGKILL), *kills])
 
 
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
