@@ -294,7 +294,7 @@ def show_plan(config: Config, model: "keras.Model", blocks: "tuple[Block, ...]",
         config.optimizer,
         config.schedule,
         BATCH_NORM[config.batch_norm],
-        config.augment,
+        augmentation(config, streamed=config.views == 0 or len(plan[-1].thawed) == len(blocks)),
     )
 
 
@@ -354,6 +354,16 @@ def number_of_views(config: Config) -> int:
     from edgetl.augment import PRESETS
 
     return PRESETS[config.augment].exact_views or DEFAULT_VIEWS
+
+
+def augmentation(config: Config, *, streamed: bool) -> str:
+    """Say what changes photos: one stored view is the photo itself, whatever the preset."""
+    if config.augment == "none":
+        return "none"
+    if streamed:
+        return f"{config.augment}, anew in each epoch"
+    views = number_of_views(config)
+    return f"{config.augment}, {views} stored views" if views > 1 else "none, for --views 1 is the photo itself"
 
 
 def stored(
@@ -516,7 +526,8 @@ def notes(config: Config, ready: Prepared, history: "Sequence[Epoch]") -> tuple[
     blocks = f"{len(thawed)} of {len(ready.blocks)} blocks ({ready.phases[-1].name})" if thawed else "the head alone"
     lines = [
         f"{blocks} fine-tuned in {len(history) - 1} epochs after a linear probe; "
-        f"BatchNorm: {BATCH_NORM[config.batch_norm]}; augmentation: {config.augment}",
+        f"BatchNorm: {BATCH_NORM[config.batch_norm]}; "
+        f"augmentation: {augmentation(config, streamed=ready.learner is ready.model)}",
     ]
     if warning := watch(history).line:
         lines.append(warning)

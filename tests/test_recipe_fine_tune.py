@@ -117,6 +117,7 @@ def test_a_run_holds_everything_and_the_manifest_vouches_for_it(tuned: RunDir) -
     assert (metrics.validation.samples, metrics.test.samples, metrics.probe_validation.samples) == (9, 15, 9)
     assert metrics.test.top1 > 0.9, "pretrained features tell these photos apart"
     assert metrics.notes[0].startswith("3 of 18 blocks (block6d..top) fine-tuned in 3 epochs after a linear probe")
+    assert metrics.notes[0].endswith("augmentation: medium, 3 stored views")
 
 
 def test_gradual_thawing_is_two_phases_in_the_history(tuned: RunDir) -> None:
@@ -339,8 +340,9 @@ def test_a_killed_command_goes_on_to_the_same_weights(
 
 
 @slow
-@pytest.mark.parametrize("rows", [1, 2, 3])
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("how", "rows"), [(signal.SIGINT, 1), (signal.SIGTERM, 2), (signal.SIGINT, 3), (signal.SIGKILL, 3)]
+)
 def test_stopped_anywhere_it_goes_on_to_the_same_weights(
     how: signal.Signals, rows: int, tuned: RunDir, photo_folder: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -491,6 +493,20 @@ def test_choices_are_those_of_the_modules() -> None:
     assert set(typing.get_args(kinds["batch_norm"])) == set(fine_tune.BATCH_NORM)
     inside = typing.get_type_hints(fine_tuning.Settings)
     assert kinds["precision"] == inside["precision"] and kinds["batch_norm"] == inside["batch_norm"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "streamed", "said"),
+    [
+        ({"augment": "none"}, False, "none"),
+        ({"augment": "flips"}, False, "flips, 2 stored views"),
+        ({"augment": "light"}, False, "light, 8 stored views"),
+        ({"augment": "light"}, True, "light, anew in each epoch"),
+        ({"augment": "light", "views": 1}, False, "none, for --views 1 is the photo itself"),
+    ],
+)
+def test_what_is_said_of_augmentation_is_what_is_done(changes: dict[str, object], streamed: bool, said: str) -> None:
+    assert fine_tune.augmentation(tiny(Path("d"), Path("o"), **changes), streamed=streamed) == said
 
 
 def test_help_comes_at_once() -> None:
