@@ -201,8 +201,8 @@ def averaged(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Va
     """
     # A copy for certain: the variable's own memory is about to change.
     kept = [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
-    finalize(optimizer, variables)
     try:
+        finalize(optimizer, variables)
         yield
     finally:
         for variable, values in zip(variables, kept, strict=True):

@@ -337,8 +337,31 @@ def test_average_follows_the_formula_and_leaves_no_trace() -> None:
     with pytest.raises(RuntimeError), averaged(optimizer, variables):
         raise RuntimeError
     np.testing.assert_array_equal(np.array(variables[1]), now[1])
+    stopping = [variables[0], Stopping(variables[1])]
+    with pytest.raises(KeyboardInterrupt), averaged(optimizer, stopping):
+        pytest.fail("the second average was never put in")
+    np.testing.assert_array_equal(np.array(variables[0]), now[0])
     finalize(optimizer, variables)
     np.testing.assert_allclose(np.array(variables[1]), expected[1], rtol=1e-6, atol=1e-7)  # float32
+
+
+class Stopping:
+    """A variable at which Ctrl-C comes, as its average is about to be put in; its own value can be put back."""
+
+    def __init__(self, variable: keras.Variable) -> None:
+        self.variable, self.stopped = variable, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.variable, name)
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        return np.array(self.variable)
+
+    def assign(self, value: Any) -> None:
+        if not self.stopped:
+            self.stopped = True
+            raise KeyboardInterrupt
+        self.variable.assign(value)
 
 
 def tiny_model(name: str = "tiny", **first: Any) -> keras.Model:
