@@ -12,7 +12,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +31,7 @@ from edgetl.data import Example, Examples, default_workers, load_pixels
 from edgetl.errors import ConfigError, UnreadableImageError
 from edgetl.features import Forward, photos_key
 from edgetl.inputs import InputSpec
+from edgetl.rundir import new_file
 
 SHARD_ROWS = 256
 LAYOUT_VERSION = 1
@@ -270,7 +270,7 @@ def _compute(layout: _Layout, missing: list[int], forward: Forward, workers: int
         for shard in missing:
             photos = layout.examples.items[shard * SHARD_ROWS :][: layout.rows(shard)]
             one = partial(_views_of, layout=layout, forward=forward, bar=bar)
-            with _new_file(layout.paths[shard]) as file, contextlib.closing(_in_order(one, photos, pool, workers)) as r:
+            with new_file(layout.paths[shard]) as file, contextlib.closing(_in_order(one, photos, pool, workers)) as r:
                 digest = hashlib.sha256()
                 for values in r:
                     file.write(values.data)
@@ -394,23 +394,3 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """Write a large file piece by piece, so that its name stands for all of it."""
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            yield file  # type: ignore[misc]
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(path)  # a full disk is reported without the file's name
-        raise

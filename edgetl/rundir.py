@@ -12,13 +12,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from edgetl.config import from_json, to_json
 from edgetl.data import Examples, Splits, load, read_csv
@@ -38,6 +39,8 @@ MODEL = "model.keras"
 METRICS = "metrics.json"
 MANIFEST = "manifest.json"
 RESULTS = (CONFIG, INPUTS, LABELS, SPLITS, MODEL, METRICS)
+_TEMPORARY = re.compile(rf"\.[^.]+\.[a-z]+\.[a-z0-9_]{{8}}|\.\d+\.{re.escape(MODEL)}")
+"""What `new_file` and `write_model` call a file that is not whole yet."""
 PACKAGES = ("edgetl", "tensorflow", "keras", "ai-edge-litert", "numpy", "pillow", "scikit-learn")
 
 
@@ -63,12 +66,18 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     Raises:
         OSError: no space, no permission; the temporary file is removed.
     """
-    data = content.encode() if isinstance(content, str) else content
+    with new_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """The same for a file that is written piece by piece; it gets its name when the block ends without an error."""
     with _naming(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             Path(temporary).chmod(0o644)
@@ -274,6 +283,7 @@ def writing(path: str | Path, recipe: str, config: Any) -> Iterator[RunDir]:
         raise RunError(f"{run.path}: not empty and not a run directory. Choose another --out")
     run.path.mkdir(parents=True, exist_ok=True)
     with _locked(run.path / ".lock", run.path):
+        _sweep(run.path)
         fresh = not stored.is_file()
         if fresh:
             run.write(CONFIG, json.dumps(settings, indent=2) + "\n")
@@ -290,6 +300,13 @@ def writing(path: str | Path, recipe: str, config: Any) -> Iterator[RunDir]:
 def _bare(path: Path) -> bool:
     """Whether a directory holds nothing but settings, the lock, and what a kill while writing settings left."""
     return all(p.name in (CONFIG, ".lock") or p.name.startswith(f".{CONFIG}.") for p in path.iterdir())
+
+
+def _sweep(path: Path) -> None:
+    """Delete what kills have left of half-written files; each can be as large as a checkpoint."""
+    for each in path.iterdir():
+        if _TEMPORARY.fullmatch(each.name) and each.is_file():
+            each.unlink(missing_ok=True)
 
 
 def _refuse_other_settings(stored: Path, settings: dict[str, Any], config: Any) -> None:

@@ -83,6 +83,24 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     assert content(tmp_path) == {"a.txt": b"old"}
 
 
+def test_what_kills_left_half_written_goes_with_the_next_start(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed:
+        def save(self, path: Path) -> None:
+            path.write_bytes(b"half")
+
+    before = content(run.path)
+    with monkeypatch.context() as patch:  # a process that is killed cleans nothing up
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        patch.setattr(Path, "replace", lambda *_: None)
+        for name in ("checkpoint.npz", "history.csv", rundir.CONFIG):
+            run.write(name, b"half")
+        run.write_model(Killed())  # type: ignore[arg-type]
+    (run.path / ".notes.md").write_text("mine")
+    assert len(content(run.path)) == len(before) + 5
+    enter(run.path, "toy", Settings(run.path))
+    assert content(run.path) == {**before, ".notes.md": b"mine"}
+
+
 def test_a_model_that_cannot_be_saved_leaves_the_old_one(tmp_path: Path) -> None:
     class Broken:
         def save(self, path: Path) -> None:
