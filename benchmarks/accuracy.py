@@ -7,7 +7,7 @@ the accuracy of every artifact, its drop against float32, and the largest differ
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,19 +75,19 @@ def main(config: Config) -> Rows:
             artifacts = {artifact.scheme: artifact for artifact in convert.main(convert.Config(run.path))}
             report = evaluate.main(evaluate.Config(run.path))
             reference = next(a.scores.top1 for a in report.artifacts if a.scheme == "float32")
-            for result in report.artifacts:
-                file = run.export_path / artifacts[result.scheme].path
+            for scored in report.artifacts:
+                file = run.export_path / artifacts[scored.scheme].path
                 buffers = unpack(file.read_bytes()).buffers
                 rows.append(
                     Row(
                         seed,
-                        result.scheme,
-                        result.scores.samples,
-                        result.scores.top1,
-                        reference - result.scores.top1,
-                        result.agreement,
-                        result.max_difference,
-                        artifacts[result.scheme].size_bytes,
+                        scored.scheme,
+                        scored.scores.samples,
+                        scored.scores.top1,
+                        reference - scored.scores.top1,
+                        scored.agreement,
+                        scored.max_difference,
+                        artifacts[scored.scheme].size_bytes,
                         sum(len(buffer.data) for buffer in buffers if buffer.data is not None),
                     )
                 )
@@ -114,7 +114,7 @@ def show(result: Rows) -> str:
     return "\n".join(lines)
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Iterable[float]) -> float:
     return statistics.fmean(values)
 
 

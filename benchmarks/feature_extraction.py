@@ -211,10 +211,10 @@ def _accuracies(examples: data.Examples, spec: ImageInput, backbone: Any, pool: 
     parts = splits.train, splits.validation, splits.test
     train, validation, test = (ours.of(part) for part in parts)
     probe = fit_linear_probe(train, splits.train.labels, validation, splits.validation.labels)
-    found = [
+    on_validation, on_test = (
         float(((x @ probe.kernel + probe.bias).argmax(axis=1) == part.labels).mean())
         for x, part in zip((validation, test), parts[1:], strict=True)
-    ]
+    )
     row = {example.id: index for index, example in enumerate(examples)}
     train, validation, test = (theirs[[row[example.id] for example in part]] for part in parts)
     keras.utils.set_random_seed(seed)
@@ -225,7 +225,7 @@ def _accuracies(examples: data.Examples, spec: ImageInput, backbone: Any, pool: 
         train, labels[0], validation_data=(validation, labels[1]), epochs=EPOCHS, batch_size=BATCH, verbose=0
     )
     last = fit.history["val_accuracy"][-1], float(model.evaluate(test, labels[2], verbose=0)[1])
-    return Accuracies(seed, *found, float(last[0]), last[1], float(max(fit.history["val_accuracy"])))
+    return Accuracies(seed, on_validation, on_test, float(last[0]), last[1], float(max(fit.history["val_accuracy"])))
 
 
 @functools.cache
