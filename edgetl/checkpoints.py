@@ -1,8 +1,10 @@
 """The state of an unfinished training in one file, written whole or not at all.
 
-One .npz: arrays by name plus one JSON object. The checksums of the zip format tell flipped bits.
+One .npz, arrays by name plus one JSON object, and its sha256: a flipped bit in the zip's directory would hide arrays
+without an error.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.console import log
-from edgetl.rundir import write_atomic
+from edgetl.rundir import installed_versions, write_atomic
 
 _STATE = "state.json"
+_HASH_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -46,22 +49,31 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         OSError: no space; the last one stays.
     """
     buffer = BytesIO()
-    text = np.frombuffer(json.dumps(checkpoint.state).encode(), np.uint8)
+    text = np.frombuffer(json.dumps([installed_versions(), checkpoint.state]).encode(), np.uint8)
     arrays: dict[str, Any] = {_STATE: text, **checkpoint.arrays}
     np.savez(buffer, **arrays)
-    write_atomic(path, buffer.getvalue())
+    content = buffer.getvalue()
+    write_atomic(path, content + hashlib.sha256(content).digest())
 
 
 def load(path: Path) -> Checkpoint | None:
     """Read a checkpoint; None if there is none, or none that can be read (then training starts anew, and says so)."""
     if not path.is_file():
         return None
-    try:
-        with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        return Checkpoint(json.loads(arrays.pop(_STATE).tobytes()), arrays)
-    except OSError:
-        raise
-    except Exception:  # a flipped bit can ask zipfile for encryption, compression or anything else that it can't do
+    content = path.read_bytes()
+    whole = memoryview(content)[:-_HASH_BYTES]
+    if hashlib.sha256(whole).digest() != content[-_HASH_BYTES:]:
         log.warning("%s is damaged: training starts from its beginning", path)
         return None
+    with np.load(BytesIO(whole), allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    versions, state = json.loads(arrays.pop(_STATE).tobytes())
+    now = installed_versions()
+    if other := [f"{name} {versions.get(name)} -> {now.get(name)}" for name in now if versions.get(name) != now[name]]:
+        log.warning(
+            "%s is from other versions (%s): training goes on, but not to the very weights of a run that was never "
+            "stopped",
+            path,
+            ", ".join(other),
+        )
+    return Checkpoint(state, arrays)

@@ -1,6 +1,7 @@
 """Checkpoints: what goes in comes out, and nothing that is damaged is taken for whole."""
 
 import errno
+import hashlib
 import math
 import os
 from pathlib import Path
@@ -50,13 +51,11 @@ def test_every_flipped_byte_and_every_cut_is_found(tmp_path: Path, caplog: pytes
     save(file, example())
     whole = file.read_bytes()
     rng = np.random.default_rng(0)
-    for place in rng.integers(0, len(whole), 300):
+    for place in rng.permutation(len(whole))[:1000]:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << rng.integers(8)
         file.write_bytes(damaged)
-        loaded = load(file)
-        # Dates and attributes of the zip mean nothing: a flip there may go unseen, as the content is whole.
-        assert loaded is None or same(loaded, example()), place
+        assert load(file) is None, place
     caplog.clear()
     for length in [0, 1, 100, len(whole) // 2, len(whole) - 1]:
         file.write_bytes(whole[:length])
@@ -86,5 +85,22 @@ def test_pickles_are_not_run(tmp_path: Path) -> None:
 
     bombs: Any = {"state.json": np.frombuffer(b"{}", np.uint8), "weights/0": np.array([Bomb()], dtype=object)}
     np.savez(tmp_path / "c.npz", **bombs)
-    assert checkpoints.load(tmp_path / "c.npz") is None
+    content = (tmp_path / "c.npz").read_bytes()
+    (tmp_path / "c.npz").write_bytes(content + hashlib.sha256(content).digest())
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        load(tmp_path / "c.npz")
     assert not (tmp_path / "boom").exists()
+
+
+def test_other_versions_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "c.npz"
+    save(file, example())
+    assert load(file) is not None and not caplog.messages
+    now = checkpoints.installed_versions()
+    monkeypatch.setattr(checkpoints, "installed_versions", lambda: {**now, "keras": "9.9"})
+    loaded = load(file)
+    assert loaded is not None and same(loaded, example())
+    (line,) = caplog.messages
+    assert line.startswith(f"{file} is from other versions (keras {now['keras']} -> 9.9): training goes on")
