@@ -5,6 +5,7 @@ A checkpoint after each epoch, and one where a signal stops it in the middle of 
 """
 
 import dataclasses
+import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from edgetl.backbones.blocks import Block
 from edgetl.batches import Batches, Source
 from edgetl.checkpoints import Checkpoint, grouped
 from edgetl.console import Bar, log, progress, quiet_tensorflow
-from edgetl.errors import ConfigError
+from edgetl.errors import ConfigError, RunError
 from edgetl.history import Epoch, watch
 from edgetl.inputs import ImageInput
 from edgetl.learning_rate import divergence
@@ -143,6 +144,7 @@ class FineTuning:
 
         Raises:
             ConfigError: more than one device was asked for and is not there, or CutMix of what has no places.
+            RunError: the checkpoint is of a training that began with other backbone weights.
             ValueError: a block that is to be thawed is in front of the border.
         """
         inside = {layer.name for layer in model.layers}
@@ -169,7 +171,9 @@ class FineTuning:
                 weights.astype(np.float32),
             )
         self._generators = seed_generators([self._trainee])
-        self._pretrained = self._starting_point() if settings.optimizer.l2_sp else {}
+        start = self._starting_point()
+        self._origin = _digest(start)
+        self._pretrained = start if settings.optimizer.l2_sp else {}
         rows = np.random.default_rng(settings.seed).permutation(len(train.labels))
         self._clean_rows = np.sort(rows[: min(len(validation.labels), MAX_CLEAN)])
         self._forward = tf.function(
@@ -180,6 +184,11 @@ class FineTuning:
         self._best: list[NDArray[Any]] = []
         self._warned: int | None = None
         self._found = checkpoints.load(checkpoint)
+        if self._found and not np.array_equal(self._found.group("origin"), [self._origin]):
+            raise RunError(
+                f"{checkpoint}: training began with other backbone weights. Restore those that --weights named, or "
+                "choose another --out"
+            )
 
     def run(self) -> tuple[Epoch, ...]:
         """Train through all phases.
@@ -382,6 +391,7 @@ class FineTuning:
         """Copy everything that a step changes."""
         variables = [generator.state for generator in self._generators] + self._trainee.mean_loss.variables
         return grouped(
+            origin=[self._origin],
             weights=[np.array(array) for array in self._model.get_weights()],
             optimizer=optimizer_state(optimizer),
             epoch=[value_of(variable) for variable in variables],
@@ -393,6 +403,13 @@ class FineTuning:
         norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
         with progress(f"recalibrate {len(norms)} BatchNorm layers"), self._batches.errors():
             recalibrate(self._trainee, norms, self._batches.dataset(len(self._phases), 0))
+
+
+def _digest(weights: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    digest = hashlib.sha256()
+    for path, array in weights.items():
+        digest.update(f"{path}{array.shape}".encode() + array.tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
 
 
 class _Steps(keras.callbacks.Callback):  # type: ignore[misc]

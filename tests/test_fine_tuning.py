@@ -35,7 +35,7 @@ from tiny_training import (
 
 from edgetl import checkpoints, data, fine_tuning
 from edgetl.batches import StreamedSource
-from edgetl.errors import ConfigError, DatasetError
+from edgetl.errors import ConfigError, DatasetError, RunError
 from edgetl.fine_tuning import PROBE, FineTuning
 from edgetl.history import Epoch, Watch
 from edgetl.inputs import ImageInput
@@ -414,6 +414,23 @@ def test_a_damaged_checkpoint_starts_anew_and_says_so(tmp_path: Path, caplog: py
     assert f"{file} is damaged" in caplog.text
     assert timeless(again) == timeless(history)
     assert not changed(weights_of(anew), weights_of(model))
+
+
+def test_other_pretrained_weights_are_refused_and_another_head_is_not(tmp_path: Path) -> None:
+    file = tmp_path / "c.npz"
+    with interrupted_at_step(2), pytest.raises(KeyboardInterrupt):
+        tiny_training(file, one_phase(1)).run()
+    before = file.read_bytes()
+    model = tiny_model()
+    norm = model.get_layer("one_bn")  # frozen throughout
+    norm.moving_mean.assign(norm.moving_mean + 1e-3)
+    with pytest.raises(RunError, match=f"{file}: training began with other backbone weights.*--weights.*--out"):
+        tiny_training(file, one_phase(1), model=model)
+    assert file.read_bytes() == before
+    model = tiny_model()
+    head = model.get_layer("probabilities")
+    head.kernel.assign(head.kernel + 1e-3)
+    assert len(tiny_training(file, one_phase(1), model=model).run()) == 2
 
 
 @pytest.mark.parametrize("good", [0, 1])
