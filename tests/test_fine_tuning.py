@@ -184,7 +184,8 @@ def script_losses(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     monkeypatch.setattr(FineTuning, "_measure", measure)
 
 
-def test_patience_and_plateau_also_across_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("after", [pytest.param(4, marks=pytest.mark.slow), 5, pytest.param(6, marks=pytest.mark.slow)])
+def test_patience_and_plateau_also_across_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     script_losses(monkeypatch, [9, 5, 4, 3, 3.5, 3.2, 3.1, 2, 2])
     wanted: dict[str, Any] = {"schedule": "plateau", "patience": 3}
     epochs: list[dict[str, np.ndarray]] = []
@@ -202,13 +203,12 @@ def test_patience_and_plateau_also_across_a_stop(tmp_path: Path, monkeypatch: py
         if len(history) - 1 == after:
             raise KeyboardInterrupt
 
-    for after in (4, 5, 6):
-        resumed = tiny_model()
-        with pytest.raises(KeyboardInterrupt):
-            tiny_training(tmp_path / f"{after}", one_phase(8), on_epoch=stop, **wanted).run()
-        again = tiny_training(tmp_path / f"{after}", one_phase(8), model=resumed, **wanted).run()
-        assert timeless(again) == timeless(history)
-        assert not changed(weights_of(resumed), weights_of(model))
+    resumed = tiny_model()
+    with pytest.raises(KeyboardInterrupt):
+        tiny_training(tmp_path / "b", one_phase(8), on_epoch=stop, **wanted).run()
+    again = tiny_training(tmp_path / "b", one_phase(8), model=resumed, **wanted).run()
+    assert timeless(again) == timeless(history)
+    assert not changed(weights_of(resumed), weights_of(model))
 
 
 EVERYTHING: dict[str, Any] = {
@@ -379,12 +379,13 @@ def check_kills(tmp_path: Path, kills: list[tuple[int, float, signal.Signals]]) 
     assert not changed(weights_of(resumed), weights_of(model))
 
 
-def test_killed_processes_end_the_same(tmp_path: Path) -> None:
-    check_kills(tmp_path, [(2, 0.01, signal.SIGKILL), (2, 0.001, signal.SIGINT)])
+def test_a_killed_process_ends_the_same(tmp_path: Path) -> None:
+    check_kills(tmp_path, [(2, 0.01, signal.SIGKILL)])
 
 
 @pytest.mark.slow
 def test_processes_killed_at_many_moments_end_the_same(tmp_path: Path) -> None:
+    check_kills(tmp_path, [(2, 0.01, signal.SIGKILL), (2, 0.001, signal.SIGINT)])
     rng = np.random.default_rng(0)
     for round_ in range(3):
         folder = tmp_path / str(round_)
@@ -449,7 +450,7 @@ def test_divergence_is_an_error_and_spares_the_last_good_epoch(tmp_path: Path, g
         assert stored is None and not file.exists()
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("precision", [pytest.param("mixed_bfloat16", marks=pytest.mark.slow), "mixed_float16"])
 def test_mixed_precision_ends_in_float32(tmp_path: Path, precision: Any) -> None:
     model, resumed = tiny_model(), tiny_model()
     before = weights_of(model)

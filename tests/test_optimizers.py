@@ -424,7 +424,9 @@ def test_fit_uses_each_variables_rate_in_any_precision(policy: str) -> None:
 # State.
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("adamw", "sgd") else pytest.mark.slow) for name in OPTIMIZERS]
+)
 def test_training_goes_on_bit_equal_from_saved_state(name: str) -> None:
     settings = OptimizerSettings(name, 0.01, weight_decay=0.1, clip_norm=0.5, ema_momentum=0.9, l2_sp=0.1)
 
