@@ -141,33 +141,33 @@ def build_backbone(config: Experiment, row: Backbone, spec: InputSpec) -> "keras
     return backbone
 
 
+def converted(config: Experiment, model: "keras.Model", title: str) -> features.Forward:
+    """Convert a model, raw pixels in and one tensor out, for a pass over photos, and load it once per core."""
+    from export.artifacts import device_errors
+    from export.device.interpreter import Pool
+    from export.saved_model import float_tflite
+
+    with progress(title), device_errors():
+        return Pool(float_tflite(model), config.workers or data.default_workers()).run
+
+
 def extract(
     config: Experiment, row: Backbone, spec: InputSpec, examples: data.Examples, backbone: "keras.Model"
 ) -> features.Features:
     """Run all photos through the backbone once, by its converted form: the fastest forward pass on a CPU."""
-    workers = config.workers or data.default_workers()
-
-    def make_forward() -> features.Forward:
-        from export.artifacts import device_errors
-        from export.device.interpreter import Pool
-        from export.saved_model import float_tflite
-
-        with progress(f"convert {row.name} for the feature pass"), device_errors():
-            return Pool(float_tflite(backbone), workers).run
-
     from edgetl.backbones.weights import weights_sha256
 
     table = features.extract(
         examples,
         spec,
-        make_forward,
+        lambda: converted(config, backbone, f"convert {row.name} for the feature pass"),
         key={
             "backbone": row.name,
             "normalization": str(row.normalization),
             "weights": weights_sha256(backbone),
         },
         cache=config.cache,
-        workers=workers,
+        workers=config.workers or None,
         max_unreadable=config.max_unreadable,
     )
     if not np.isfinite(table.values).all():

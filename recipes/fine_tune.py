@@ -8,10 +8,9 @@ gradients of a random head (LP-FT, Kumar et al. 2022). Then blocks are thawed fr
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -26,16 +25,15 @@ from edgetl.inputs import ImageInput
 from edgetl.metrics import Scores, score
 from edgetl.phases import Phase
 from edgetl.rundir import RunDir
-from recipes import experiment
+from recipes import experiment, training_data
 from recipes.experiment import Experiment
 
 if TYPE_CHECKING:
     import keras
     from numpy.typing import NDArray
 
-    from edgetl.activations import Activations
     from edgetl.backbones.blocks import Block
-    from edgetl.batches import Batches, Source
+    from edgetl.batches import Batches
     from edgetl.fine_tuning import Settings, Validation
     from edgetl.history import Epoch
 
@@ -50,8 +48,6 @@ BATCH_NORM = {
     "train": "trained with the thawed blocks",
     "recalibrate": "frozen in training, statistics of the thawed blocks measured again at the end",
 }
-DEFAULT_VIEWS = 8
-"""Stored views where nobody says otherwise and the preset does not have a number of its own."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ class Config(Experiment):
     after it), or `all`."""
     gradual: int = 1
     """Number of phases: from the output to the input, one group of blocks is thawed after another."""
-    epochs: int = 12
+    epochs: int = 16
     """Of the last phase, in which everything that is thawed learns."""
     epochs_per_group: int = 2
     """Of each phase before the last."""
@@ -73,9 +69,9 @@ class Config(Experiment):
     """Photos per step."""
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "lion"] = "adamw"
     """`sgd` has momentum 0.9, Nesterov's."""
-    head_lr: float = 3e-4
+    head_lr: float = 1e-3
     """Learning rate of the head, in units of the optimizer."""
-    backbone_lr: float = 3e-4
+    backbone_lr: float = 8e-4
     """Learning rate of the last block of the backbone."""
     layer_decay: float = 0.8
     """A block learns at this share of the rate of the block after it, 0..1; 1 gives all the same rate."""
@@ -274,7 +270,7 @@ def prepare(config: Config, examples: data.Examples, run: RunDir) -> Iterator[Pr
     head.set_weights(probe.get_weights())
     model = heads.attach(backbone, head)
     show_plan(config, model, blocks, plan)
-    with sources(config, row, spec, model, plan, splits) as (learner, train, validation):
+    with training_data.sources(config, row, spec, model, plan, splits) as (learner, train, validation):
         validated = score(splits.validation.labels, np.asarray(probe(table.of(splits.validation), training=False)))
         yield Prepared(row, spec, table, splits, model, learner, blocks, plan, train, validation, chosen, validated)
 
@@ -294,119 +290,8 @@ def show_plan(config: Config, model: "keras.Model", blocks: "tuple[Block, ...]",
         config.optimizer,
         config.schedule,
         BATCH_NORM[config.batch_norm],
-        augmentation(config, streamed=config.views == 0 or len(plan[-1].thawed) == len(blocks)),
+        training_data.augmentation(config, streamed=config.views == 0 or len(plan[-1].thawed) == len(blocks)),
     )
-
-
-@contextmanager
-def sources(
-    config: Config, row: Backbone, spec: ImageInput, model: "keras.Model", plan: tuple[Phase, ...], splits: data.Splits
-) -> Iterator[tuple["keras.Model", "Batches", "Validation"]]:
-    """Store the activations at the border below everything that will be thawed, or stream the photos if there is none.
-
-    Yields:
-        What is trained, the batches for it, and what it is judged on.
-    """
-    from edgetl.backbones.blocks import HEAD, split_before
-    from edgetl.batches import Batches, StoredSource, StreamedSource
-    from edgetl.fine_tuning import Validation
-
-    front, tail = split_before(model, row, plan[-1].thawed[0] if plan[-1].thawed else HEAD)
-
-    @cache
-    def forward() -> features.Forward:
-        from export.artifacts import device_errors
-        from export.device.interpreter import Pool
-        from export.saved_model import float_tflite
-
-        with progress(f"convert the frozen part of {row.name}"), device_errors():
-            return Pool(float_tflite(one_output(front)), config.workers or data.default_workers()).run
-
-    with ExitStack() as stack:
-
-        def source(part: data.Examples, views: int) -> "Source":
-            if front is None or config.views == 0:
-                return stack.enter_context(closing(StreamedSource(part, spec, config.workers or None)))
-            shapes = tuple(tuple(tensor.shape[1:]) for tensor in front.outputs)
-            activations = stored(config, row, spec, front, forward, part, views)
-            return stack.enter_context(closing(StoredSource(activations, shapes)))
-
-        if front is None or config.views == 0:
-            why = "everything is thawed, so there is nothing to store" if front is None else "--views 0"
-            log.info("%s: photos are decoded and augmented anew in each epoch", why)
-        # The larger part first: where it does not fit, that is said before anything is computed.
-        train = Batches(
-            source(splits.train, number_of_views(config)),
-            splits.train.labels,
-            len(splits.train.class_names),
-            config.batch_size,
-            config.seed,
-            "balanced" if config.class_balance == "sampling" else "natural",
-        )
-        validation = Validation(source(splits.validation, 1), splits.validation.labels)
-        yield (model if isinstance(train.source, StreamedSource) else tail), train, validation
-
-
-def number_of_views(config: Config) -> int:
-    """Stored versions of each training photo."""
-    if config.views >= 0:
-        return config.views
-    from edgetl.augment import PRESETS
-
-    return PRESETS[config.augment].exact_views or DEFAULT_VIEWS
-
-
-def augmentation(config: Config, *, streamed: bool) -> str:
-    """Say what changes photos: one stored view is the photo itself, whatever the preset."""
-    if config.augment == "none":
-        return "none"
-    if streamed:
-        return f"{config.augment}, anew in each epoch"
-    views = number_of_views(config)
-    return f"{config.augment}, {views} stored views" if views > 1 else "none, for --views 1 is the photo itself"
-
-
-def stored(
-    config: Config,
-    row: Backbone,
-    spec: ImageInput,
-    front: "keras.Model",
-    make_forward: "Callable[[], features.Forward]",
-    part: data.Examples,
-    views: int,
-) -> "Activations":
-    """Run photos through the frozen part once, or find what an earlier run has stored."""
-    from edgetl import activations
-    from edgetl.backbones.weights import weights_sha256
-
-    return activations.store(
-        part,
-        spec,
-        make_forward,
-        shapes=tuple(tuple(tensor.shape[1:]) for tensor in front.outputs),
-        preset=config.augment if views > 1 else "none",
-        views=views,
-        seed=config.seed,
-        key={
-            "backbone": row.name,
-            "normalization": str(row.normalization),
-            "front": front.name,
-            "weights": weights_sha256(front),
-        },
-        cache=config.cache,
-        budget_bytes=int(config.disk_budget_gb * 1e9),
-        workers=config.workers or None,
-    )
-
-
-def one_output(front: "keras.Model") -> "keras.Model":
-    """Join border tensors to one vector per photo: the interpreter's wrapper knows models with one output."""
-    import keras
-
-    if len(front.outputs) == 1:
-        return keras.Model(front.input, front.outputs[0])
-    flat = [keras.layers.Flatten()(tensor) for tensor in front.outputs]
-    return keras.Model(front.input, keras.layers.Concatenate()(flat))
 
 
 def settings(config: Config, *, streamed: bool) -> "Settings":
@@ -527,7 +412,7 @@ def notes(config: Config, ready: Prepared, history: "Sequence[Epoch]") -> tuple[
     lines = [
         f"{blocks} fine-tuned in {len(history) - 1} epochs after a linear probe; "
         f"BatchNorm: {BATCH_NORM[config.batch_norm]}; "
-        f"augmentation: {augmentation(config, streamed=ready.learner is ready.model)}",
+        f"augmentation: {training_data.augmentation(config, streamed=ready.learner is ready.model)}",
     ]
     if warning := watch(history).line:
         lines.append(warning)

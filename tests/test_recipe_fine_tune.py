@@ -28,7 +28,7 @@ from export import convert, evaluate, report
 from export.artifacts import find_artifacts
 from export.device.interpreter import Model
 from export.flatbuffer import operators
-from recipes import find_learning_rate, fine_tune
+from recipes import find_learning_rate, fine_tune, training_data
 from recipes.fine_tune import CHECKPOINT, CURVES, HISTORY, Config, Metrics, main
 
 ROOT = Path(__file__).parent.parent
@@ -275,7 +275,7 @@ def test_what_is_refused_last_does_not_block_better_settings_either(few: Path, t
 def test_everything_thawed_is_streamed(
     few: Path, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fine_tune, "stored", lambda *_: pytest.fail("there is nothing to store"))
+    monkeypatch.setattr(training_data, "stored", lambda *_: pytest.fail("there is nothing to store"))
     with caplog.at_level(logging.INFO, "edgetl"):
         run = main(tiny(few, tmp_path / "run", cache=cache, thaw="all", epochs=1, batch_size=16))
     assert "everything is thawed, so there is nothing to store: photos are decoded and augmented anew" in caplog.text
@@ -506,7 +506,7 @@ def test_choices_are_those_of_the_modules() -> None:
     ],
 )
 def test_what_is_said_of_augmentation_is_what_is_done(changes: dict[str, object], streamed: bool, said: str) -> None:
-    assert fine_tune.augmentation(tiny(Path("d"), Path("o"), **changes), streamed=streamed) == said
+    assert training_data.augmentation(tiny(Path("d"), Path("o"), **changes), streamed=streamed) == said
 
 
 def test_help_comes_at_once() -> None:

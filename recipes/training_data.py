@@ -1,0 +1,135 @@
+"""What fine-tuning reads: border activations that were stored once, or photos that are decoded anew in each epoch."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
+
+from edgetl import data, features
+from edgetl.backbones.backbone import Backbone
+from edgetl.console import log
+from edgetl.inputs import ImageInput
+from edgetl.phases import Phase
+from recipes import experiment
+
+if TYPE_CHECKING:
+    import keras
+
+    from edgetl.activations import Activations
+    from edgetl.batches import Batches, Source
+    from edgetl.fine_tuning import Validation
+    from recipes.fine_tune import Config
+
+DEFAULT_VIEWS = 8
+"""Stored views where nobody says otherwise and the preset does not have a number of its own."""
+
+
+@contextmanager
+def sources(
+    config: "Config",
+    row: Backbone,
+    spec: ImageInput,
+    model: "keras.Model",
+    plan: tuple[Phase, ...],
+    splits: data.Splits,
+) -> Iterator[tuple["keras.Model", "Batches", "Validation"]]:
+    """Store the activations at the border below all that will be thawed, or stream the photos if there is none.
+
+    Yields:
+        What is trained, the batches for it, and what it is judged on.
+    """
+    from edgetl.backbones.blocks import HEAD, split_before
+    from edgetl.batches import Batches, StoredSource, StreamedSource
+    from edgetl.fine_tuning import Validation
+
+    front, tail = split_before(model, row, plan[-1].thawed[0] if plan[-1].thawed else HEAD)
+
+    @cache
+    def forward() -> features.Forward:
+        return experiment.converted(config, one_output(front), f"convert the frozen part of {row.name}")
+
+    with ExitStack() as stack:
+
+        def source(part: data.Examples, views: int) -> "Source":
+            if front is None or config.views == 0:
+                return stack.enter_context(closing(StreamedSource(part, spec, config.workers or None)))
+            shapes = tuple(tuple(tensor.shape[1:]) for tensor in front.outputs)
+            activations = stored(config, row, spec, front, forward, part, views)
+            return stack.enter_context(closing(StoredSource(activations, shapes)))
+
+        if front is None or config.views == 0:
+            why = "everything is thawed, so there is nothing to store" if front is None else "--views 0"
+            log.info("%s: photos are decoded and augmented anew in each epoch", why)
+        # The larger part first: where it does not fit, that is said before anything is computed.
+        train = Batches(
+            source(splits.train, number_of_views(config)),
+            splits.train.labels,
+            len(splits.train.class_names),
+            config.batch_size,
+            config.seed,
+            "balanced" if config.class_balance == "sampling" else "natural",
+        )
+        validation = Validation(source(splits.validation, 1), splits.validation.labels)
+        yield (model if isinstance(train.source, StreamedSource) else tail), train, validation
+
+
+def number_of_views(config: "Config") -> int:
+    """Stored versions of each training photo."""
+    if config.views >= 0:
+        return config.views
+    from edgetl.augment import PRESETS
+
+    return PRESETS[config.augment].exact_views or DEFAULT_VIEWS
+
+
+def augmentation(config: "Config", *, streamed: bool) -> str:
+    """Say what changes photos: one stored view is the photo itself, whatever the preset."""
+    if config.augment == "none":
+        return "none"
+    if streamed:
+        return f"{config.augment}, anew in each epoch"
+    views = number_of_views(config)
+    return f"{config.augment}, {views} stored views" if views > 1 else "none, for --views 1 is the photo itself"
+
+
+def stored(
+    config: "Config",
+    row: Backbone,
+    spec: ImageInput,
+    front: "keras.Model",
+    make_forward: "Callable[[], features.Forward]",
+    part: data.Examples,
+    views: int,
+) -> "Activations":
+    """Run photos through the frozen part once, or find what an earlier run has stored."""
+    from edgetl import activations
+    from edgetl.backbones.weights import weights_sha256
+
+    return activations.store(
+        part,
+        spec,
+        make_forward,
+        shapes=tuple(tuple(tensor.shape[1:]) for tensor in front.outputs),
+        preset=config.augment if views > 1 else "none",
+        views=views,
+        seed=config.seed,
+        key={
+            "backbone": row.name,
+            "normalization": str(row.normalization),
+            "front": front.name,
+            "weights": weights_sha256(front),
+        },
+        cache=config.cache,
+        budget_bytes=int(config.disk_budget_gb * 1e9),
+        workers=config.workers or None,
+    )
+
+
+def one_output(front: "keras.Model") -> "keras.Model":
+    """Join border tensors to one vector per photo: the interpreter's wrapper knows models with one output."""
+    import keras
+
+    if len(front.outputs) == 1:
+        return keras.Model(front.input, front.outputs[0])
+    flat = [keras.layers.Flatten()(tensor) for tensor in front.outputs]
+    return keras.Model(front.input, keras.layers.Concatenate()(flat))
