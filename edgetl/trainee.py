@@ -131,7 +131,10 @@ def strategy_for(distribute: bool, batch_size: int) -> tf.distribute.Strategy:
             f"--distribute: found {len(devices)} device ({devices[0].name}), need at least 2. Leave it out"
         )
     if batch_size % len(devices):
-        raise ConfigError(f"--batch-size {batch_size}: must be a multiple of the {len(devices)} devices that share it")
+        raise ConfigError(
+            f"--distribute: {len(devices)} devices can't share batches of {batch_size} photos. Choose a --batch-size "
+            f"that is a multiple of {len(devices)} and at most the number of training photos"
+        )
     return _mirrored(tuple(device.name for device in devices))
 
 

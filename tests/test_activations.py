@@ -271,7 +271,7 @@ def test_what_is_in_use_stays(photos: Path) -> None:
         run(photos, preset="light", seed=2).close()
         run(photos, preset="light", seed=3, budget_bytes=2 * ENTRY).close()  # instead of the second
         assert len(entries(photos)) == 2
-        with pytest.raises(ConfigError, match="are in use by other runs"):
+        with pytest.raises(ConfigError, match="are in use, by this run's other photos or by other runs"):
             run(photos, never, preset="light", seed=2, budget_bytes=2 * ENTRY - 1)
         assert len(files(photos)) == 6  # refused before anything was deleted
         np.testing.assert_array_equal(everything(used), expected)

@@ -425,7 +425,7 @@ def test_other_photos_are_named_before_anything_long(
     what(photos)
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RunError, match=f"began with other photos {line}"):
-        patch.setattr(fine_tune, "stored", lambda *_: pytest.fail("too late"))
+        patch.setattr(training_data, "stored", lambda *_: pytest.fail("too late"))
         main(settings)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 

@@ -6,11 +6,13 @@ import pytest
 import tensorflow as tf
 from tiny_training import BLOCKS, CLASSES, SIZE, PixelSource, changed, labels_of, tiny_model, weights_of
 
+from edgetl import trainee
 from edgetl.augment import Mixing
 from edgetl.backbones.blocks import blocks_of
 from edgetl.backbones.build import build
 from edgetl.backbones.registry import get
 from edgetl.batches import Batches
+from edgetl.errors import ConfigError
 from edgetl.heads import attach, build_head
 from edgetl.inputs import ImageInput
 from edgetl.losses import make_loss
@@ -106,6 +108,13 @@ def test_recalibration_sees_no_dropout() -> None:
         return weights_of(model)
 
     assert not changed(measured(0.0), measured(0.5))
+
+
+def test_batches_that_devices_cannot_share_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = tf.config.list_logical_devices("CPU") * 2
+    monkeypatch.setattr(trainee.tf.config, "list_logical_devices", lambda kind: two if kind == "GPU" else [])
+    with pytest.raises(ConfigError, match=r"--distribute: 2 devices can't share batches of 7 photos.*multiple of 2"):
+        trainee.strategy_for(True, 7)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
