@@ -328,7 +328,8 @@ def _make_room(layout: _Layout, missing_bytes: int, budget: int) -> None:
         free = shutil.disk_usage(root).free
         if in_use + layout.size_bytes > budget:
             left = max(budget - in_use, 0)
-            what = f"{_amount(in_use)} of the budget of {_amount(budget)} are in use, by this run's other photos or by other runs"
+            used_by = "in use, by this run's other photos or by other runs"
+            what = f"{_amount(in_use)} of the budget of {_amount(budget)} are {used_by}"
             raise ConfigError(_no_room(layout, what, left))
         if free + sum(idle.values()) < missing_bytes:
             kept = layout.size_bytes - missing_bytes

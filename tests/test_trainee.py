@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 from tiny_training import BLOCKS, CLASSES, SIZE, PixelSource, changed, labels_of, tiny_model, weights_of
 
-from edgetl import trainee
 from edgetl.augment import Mixing
 from edgetl.backbones.blocks import blocks_of
 from edgetl.backbones.build import build
@@ -17,7 +16,7 @@ from edgetl.heads import attach, build_head
 from edgetl.inputs import ImageInput
 from edgetl.losses import make_loss
 from edgetl.phases import Phase
-from edgetl.trainee import Trainee, copy_in_precision, learning_layers, learning_rates, recalibrate, thaw
+from edgetl.trainee import Trainee, copy_in_precision, learning_layers, learning_rates, recalibrate, strategy_for, thaw
 
 PHASE = Phase("two..three", ("two", "three"), 1, 1e-2, 1e-3, 0.5)
 NO_MIXING = Mixing(0.0, 0.0, 0)
@@ -112,9 +111,9 @@ def test_recalibration_sees_no_dropout() -> None:
 
 def test_batches_that_devices_cannot_share_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     two = tf.config.list_logical_devices("CPU") * 2
-    monkeypatch.setattr(trainee.tf.config, "list_logical_devices", lambda kind: two if kind == "GPU" else [])
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: two if kind == "GPU" else [])
     with pytest.raises(ConfigError, match=r"--distribute: 2 devices can't share batches of 7 photos.*multiple of 2"):
-        trainee.strategy_for(True, 7)
+        strategy_for(True, 7)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
