@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.console import log
-from edgetl.rundir import installed_versions, write_atomic
+from edgetl.rundir import installed_versions, new_file
 
 _STATE = "state.json"
 _HASH_BYTES = 32
@@ -52,8 +52,10 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     text = np.frombuffer(json.dumps([installed_versions(), checkpoint.state]).encode(), np.uint8)
     arrays: dict[str, Any] = {_STATE: text, **checkpoint.arrays}
     np.savez(buffer, **arrays)
-    content = buffer.getvalue()
-    write_atomic(path, content + hashlib.sha256(content).digest())
+    digest = hashlib.sha256(buffer.getbuffer()).digest()
+    with new_file(path) as file:  # no copy in between: of a large model this is gigabytes
+        file.write(buffer.getbuffer())
+        file.write(digest)
 
 
 def load(path: Path) -> Checkpoint | None:
