@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl import checkpoints
-from edgetl.augment import Mixing, layers_of, reseed, seed_generators
+from edgetl.augment import layers_of, reseed, seed_generators
 from edgetl.backbones.blocks import Block
 from edgetl.batches import Batches, Source
 from edgetl.checkpoints import Checkpoint, grouped
@@ -27,6 +27,7 @@ from edgetl.history import Epoch, watch
 from edgetl.inputs import ImageInput
 from edgetl.learning_rate import divergence
 from edgetl.losses import class_weights, make_loss
+from edgetl.mixing import Mixing
 from edgetl.optimizers import (
     OptimizerSettings,
     Plateau,

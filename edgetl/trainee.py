@@ -10,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.augment import Mixing
 from edgetl.backbones.blocks import Block
 from edgetl.backbones.build import NORMALIZE_LAYER
 from edgetl.console import quiet_tensorflow
 from edgetl.errors import ConfigError
 from edgetl.heads import OUTPUT_LAYER
+from edgetl.mixing import Mixing
 from edgetl.phases import Phase
 
 quiet_tensorflow()

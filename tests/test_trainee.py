@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 from tiny_training import BLOCKS, CLASSES, SIZE, PixelSource, changed, labels_of, tiny_model, weights_of
 
-from edgetl.augment import Mixing
 from edgetl.backbones.blocks import blocks_of
 from edgetl.backbones.build import build
 from edgetl.backbones.registry import get
@@ -15,6 +14,7 @@ from edgetl.errors import ConfigError
 from edgetl.heads import attach, build_head
 from edgetl.inputs import ImageInput
 from edgetl.losses import make_loss
+from edgetl.mixing import Mixing
 from edgetl.phases import Phase
 from edgetl.trainee import Trainee, copy_in_precision, learning_layers, learning_rates, recalibrate, strategy_for, thaw
 
