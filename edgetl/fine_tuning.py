@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,19 +28,11 @@ from edgetl.inputs import ImageInput
 from edgetl.learning_rate import divergence
 from edgetl.losses import class_weights, make_loss
 from edgetl.mixing import Mixing
-from edgetl.optimizers import (
-    OptimizerSettings,
-    Plateau,
-    averaged,
-    current_learning_rate,
-    finalize,
-    make_optimizer,
-    schedule,
-    set_learning_rate,
-)
+from edgetl.optimizers import OptimizerSettings, averaged, finalize, make_optimizer
 from edgetl.optimizers import restore as restore_optimizer
 from edgetl.optimizers import state as optimizer_state
 from edgetl.phases import Phase
+from edgetl.schedules import Plateau, Schedule, current_learning_rate, schedule, set_learning_rate
 from edgetl.trainee import (
     BatchNormPolicy,
     Precision,
@@ -72,7 +64,7 @@ class Settings:
     seed: int
     optimizer: OptimizerSettings
     """Its learning rate is replaced by the phase's."""
-    schedule: Literal["cosine", "constant", "plateau"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup_epochs: float = 1.0
     batch_norm: BatchNormPolicy = "frozen"
     augment: str = "none"

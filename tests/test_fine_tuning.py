@@ -276,7 +276,7 @@ def photos(tmp_path: Path) -> tuple[StreamedSource, np.ndarray]:
 def check_interruptions(tmp_path: Path, settings: dict[str, Any], stops: int, seed: int) -> None:
     """Stop one training again and again at random lines; it ends as the one that was never stopped."""
     model = tiny_model()
-    modules = ("fine_tuning", "optimizers", "augment", "checkpoints", "trainee")
+    modules = ("fine_tuning", "optimizers", "schedules", "augment", "checkpoints", "trainee")
     history: tuple[Epoch, ...] = ()
 
     def whole() -> None:
