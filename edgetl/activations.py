@@ -2,7 +2,7 @@
 
 An entry holds the views of some photos under one key, as float16 in shards of 256 photos. A shard is written under its
 final name only when complete and ends in its sha256, so an interrupted pass continues at the last shard and damage is
-found. Entries share one disk budget: the least recently used go first, never one that a living process has open.
+found. Entries share one disk budget, see `edgetl.disk_budget`.
 """
 
 import contextlib
@@ -11,9 +11,8 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache, partial
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from edgetl import augment
 from edgetl.console import Bar, log, progress
 from edgetl.data import Example, Examples, default_workers, load_pixels
+from edgetl.disk_budget import Entry, check_budget, lock_file, make_room
 from edgetl.errors import ConfigError, UnreadableImageError
 from edgetl.features import Forward, photos_key
 from edgetl.inputs import InputSpec
@@ -37,6 +37,7 @@ SHARD_ROWS = 256
 LAYOUT_VERSION = 1
 """Part of every key: raise it when the stored values would change for the same photos."""
 _HASH_BYTES = 32
+_VALUE_BYTES = 2
 _OPEN_SHARDS = 256
 """Memory maps held at a time: each costs a file descriptor, of which a process often has 1024."""
 
@@ -56,7 +57,7 @@ class _Layout:
     @cached_property
     def width(self) -> int:
         """Values of one view."""
-        return sum(math.prod(shape) for shape in self.shapes)
+        return _width(self.shapes)
 
     @cached_property
     def paths(self) -> tuple[Path, ...]:
@@ -71,12 +72,14 @@ class _Layout:
 
     def file_bytes(self, shard: int) -> int:
         """Size of a shard's file."""
-        return self.rows(shard) * self.views * self.width * 2 + _HASH_BYTES
+        return size_bytes(self.rows(shard), self.views, self.shapes)
 
     @property
-    def size_bytes(self) -> int:
-        """Size of all shards."""
-        return sum(self.file_bytes(shard) for shard in range(-(-len(self.examples) // SHARD_ROWS)))
+    def entry(self) -> Entry:
+        """What the disk budget has to know."""
+        photos = len(self.examples)
+        size = size_bytes(photos, self.views, self.shapes)
+        return Entry(self.folder, size, photos, self.views, self.width * _VALUE_BYTES)
 
 
 class Activations:
@@ -96,7 +99,7 @@ class Activations:
     @property
     def size_bytes(self) -> int:
         """Bytes on disk."""
-        return self._layout.size_bytes
+        return self._layout.entry.size_bytes
 
     def __len__(self) -> int:
         """Photos."""
@@ -177,14 +180,14 @@ def store(
         UnreadableImageError: a photo can't be read.
         OSError: the disk is full, or can't be written.
     """
-    _check_views(preset, views)
+    check_views(preset, views)
     root = cache.expanduser() / "activations"
     root.mkdir(parents=True, exist_ok=True)
     name = _entry_key(examples, spec, shapes, preset, views, seed, key)
     layout = _Layout(examples, spec, shapes, preset, views, seed, root / name)
-    _check_budget(layout, budget_bytes)
+    check_budget(layout.entry, budget_bytes)
     with contextlib.ExitStack() as on_error:
-        lock = on_error.enter_context(_lock_file(root, name).open("ab"))
+        lock = on_error.enter_context(lock_file(layout.folder).open("ab"))
         fcntl.flock(lock, fcntl.LOCK_SH)
         os.utime(lock.fileno())  # the time of the last use
         layout.folder.mkdir(exist_ok=True)
@@ -193,14 +196,38 @@ def store(
             if len(missing) < len(layout.paths):
                 done = sum(layout.rows(shard) for shard in range(len(layout.paths)) if shard not in missing)
                 log.info("border activations: %d of %d photos taken from %s", done, len(examples), layout.folder)
-            _make_room(layout, sum(layout.file_bytes(shard) for shard in missing), budget_bytes)
+            make_room(layout.entry, sum(layout.file_bytes(shard) for shard in missing), budget_bytes)
             if missing:
                 _compute(layout, missing, make_forward(), workers or default_workers())
         on_error.pop_all()
     return Activations(layout, lock)
 
 
-def _check_views(preset: str, views: int) -> None:
+def size_bytes(photos: int, views: int, shapes: Sequence[tuple[int, ...]]) -> int:
+    """Tell what `store` would need on disk.
+
+    Args:
+        photos: how many.
+        views: views of each photo.
+        shapes: of the border tensors, without the batch.
+    """
+    return photos * views * _width(shapes) * _VALUE_BYTES + -(-photos // SHARD_ROWS) * _HASH_BYTES
+
+
+def _width(shapes: Sequence[tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def check_views(preset: str, views: int) -> None:
+    """Refuse views that `store` could not make.
+
+    Args:
+        preset: a name of `edgetl.augment.PRESETS`.
+        views: views of each photo.
+
+    Raises:
+        ConfigError: the preset is unknown, or has fewer views than that.
+    """
     if preset not in augment.PRESETS:
         raise ConfigError(f"augmentation {preset!r}: unknown. Choose one of {', '.join(augment.PRESETS)}")
     exact = augment.PRESETS[preset].exact_views
@@ -311,75 +338,6 @@ def _views_of(example: Example, layout: _Layout, forward: Forward, bar: Bar) -> 
             )
         bar.advance()
     return values
-
-
-def _check_budget(layout: _Layout, budget: int) -> None:
-    if layout.size_bytes > budget:
-        raise ConfigError(_no_room(layout, f"the budget is {_amount(budget)}", budget))
-
-
-def _make_room(layout: _Layout, missing_bytes: int, budget: int) -> None:
-    """Delete entries that nobody uses, those unused for longest first, until the missing shards fit."""
-    root = layout.folder.parent
-    others = [path for path in root.iterdir() if path.is_dir() and path != layout.folder]
-    with contextlib.ExitStack() as held:
-        idle = {path: _bytes_of(path) for path in others if _claim(root, path.name, held)}
-        in_use = sum(_bytes_of(path) for path in others if path not in idle)
-        free = shutil.disk_usage(root).free
-        if in_use + layout.size_bytes > budget:
-            left = max(budget - in_use, 0)
-            used_by = "in use, by this run's other photos or by other runs"
-            what = f"{_amount(in_use)} of the budget of {_amount(budget)} are {used_by}"
-            raise ConfigError(_no_room(layout, what, left))
-        if free + sum(idle.values()) < missing_bytes:
-            kept = layout.size_bytes - missing_bytes
-            raise ConfigError(_no_room(layout, f"{root} has {_amount(free)} free", free + sum(idle.values()) + kept))
-        used = in_use + layout.size_bytes + sum(idle.values())
-        for path in sorted(idle, key=lambda path: _lock_file(root, path.name).stat().st_mtime_ns):
-            if used <= budget and free >= missing_bytes:
-                break
-            log.info("border activations: %s (%s, unused for longest) deleted to make room", path, _amount(idle[path]))
-            shutil.rmtree(path)
-            used, free = used - idle[path], free + idle[path]
-
-
-def _no_room(layout: _Layout, limit: str, available: int) -> str:
-    one_view = len(layout.examples) * layout.width * 2
-    fits = min((available - _HASH_BYTES * len(layout.paths)) // one_view, layout.views - 1)
-    fewer = f"Take fewer views (--views {fits} fits)" if fits > 0 else "Not even one view fits"
-    size = f"{len(layout.examples)} photos x {layout.views} views x {_amount(layout.width * 2)}"
-    advice = "thaw fewer blocks, make room with a larger --disk-budget-gb, or stream with --views 0"
-    if "free" in limit:
-        advice = "thaw fewer blocks, free some disk space, or stream with --views 0"
-    return f"border activations need {_amount(layout.size_bytes)} ({size}) and {limit}. {fewer}: {advice}"
-
-
-def _amount(size: int) -> str:
-    unit, name = next((u for u in ((1e9, "GB"), (1e6, "MB")) if size >= u[0]), (1e3, "KB"))
-    return f"{size / unit:.1f} {name}"
-
-
-def _bytes_of(folder: Path) -> int:
-    total = 0
-    for path in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a file that another process has just finished
-            total += path.stat().st_size
-    return total
-
-
-def _lock_file(root: Path, name: str) -> Path:
-    """Beside the entry, and never deleted: so it is always the same lock for everybody."""
-    return root / f"{name}.lock"
-
-
-def _claim(root: Path, name: str, held: contextlib.ExitStack) -> bool:
-    """Take an entry that nobody has open, so that nobody opens it while it is being deleted."""
-    lock = held.enter_context(_lock_file(root, name).open("ab"))
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Border activations: equal to a forward pass of the views, computed once, whole after anything, within the budget."""
+"""Border activations: equal to a forward pass of the views, computed once, whole after anything."""
 
 import errno
 import os
@@ -7,35 +7,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from photos import make_photo_folder
+from tiny_activations import SHAPES, SPEC, WIDTH, entries, everything, files, forward, never, run
 
 from edgetl import activations, augment, data
-from edgetl.activations import Activations, store
+from edgetl.activations import Activations, check_views, size_bytes
 from edgetl.errors import ConfigError, UnreadableImageError
-from edgetl.features import Forward
 from edgetl.inputs import ImageInput
 
-SPEC = ImageInput(8, 8)
-SHAPES = ((2, 2, 3), (4,))
-WIDTH = 16
 ROOT = Path(__file__).parent.parent
-
-
-def forward(pixels: np.ndarray) -> np.ndarray:
-    """Means of quarters and of rows."""
-    values = pixels.astype(np.float32)
-    quarters = values.reshape(-1, 2, 4, 2, 4, 3).mean(axis=(2, 4))
-    return np.concatenate([quarters.reshape(-1, 12), values[:, ::2].mean(axis=(2, 3))], axis=1)
-
-
-def never() -> Forward:
-    raise AssertionError("there is nothing to compute")
 
 
 @pytest.fixture(autouse=True)
@@ -46,36 +31,6 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     return make_photo_folder(tmp_path / "photos", {"cat": 5, "dog": 6}, size=(16, 12))
-
-
-def run(photos: Path, make: Callable[[], Forward] = lambda: forward, **changes: Any) -> Activations:
-    arguments: dict[str, Any] = {
-        "shapes": SHAPES,
-        "preset": "symmetries",
-        "views": 3,
-        "seed": 1,
-        "key": {"backbone": "toy"},
-        "cache": photos.parent / "cache",
-        "budget_bytes": 10**6,
-        "workers": 2,
-        **changes,
-    }
-    return store(data.load(photos), arguments.pop("spec", SPEC), make, **arguments)
-
-
-def everything(stored: Activations) -> np.ndarray:
-    """All values, [photos * views, WIDTH]."""
-    rows, views = np.mgrid[0 : len(stored), 0 : stored.views].reshape(2, -1)
-    return np.concatenate([part.reshape(len(rows), -1) for part in stored.gather(rows, views)], axis=1)
-
-
-def entries(photos: Path) -> list[Path]:
-    return sorted(path for path in (photos.parent / "cache" / "activations").iterdir() if path.is_dir())
-
-
-def files(photos: Path) -> list[Path]:
-    """All files of all entries, with those under temporary names."""
-    return sorted(path for entry in entries(photos) for path in entry.iterdir())
 
 
 class Counting:
@@ -98,7 +53,7 @@ def test_activations_are_those_of_the_views(photos: Path, preset: str, views: in
     numbers = [int.from_bytes(activations.hashlib.sha256(e.id.encode()).digest()[:8], "little") for e in examples]
     with run(photos, preset=preset, views=views) as stored:
         assert len(stored) == 11 and stored.views == views
-        assert stored.size_bytes == sum(path.stat().st_size for path in files(photos))
+        assert stored.size_bytes == size_bytes(11, views, SHAPES) == sum(path.stat().st_size for path in files(photos))
         found = everything(stored).reshape(11, views, WIDTH)
     for row, example in enumerate(examples):
         pixels = data.read_image(example.path, SPEC)[None]
@@ -215,68 +170,11 @@ def test_what_does_not_matter_makes_none(photos: Path) -> None:
 
 @pytest.mark.parametrize(("preset", "views"), [("none", 2), ("flips", 3), ("symmetries", 9), ("light", 0)])
 def test_views_that_do_not_exist(photos: Path, preset: str, views: int) -> None:
-    with pytest.raises(
-        ConfigError, match=rf"--views {views}: augmentation '{preset}' needs at least 1.*Change --views"
-    ):
+    refused = rf"--views {views}: augmentation '{preset}' needs at least 1.*Change --views"
+    with pytest.raises(ConfigError, match=refused):
+        check_views(preset, views)
+    with pytest.raises(ConfigError, match=refused):
         run(photos, never, preset=preset, views=views)
-
-
-ENTRY = 11 * 3 * WIDTH * 2 + 3 * 32
-
-
-def test_budget(photos: Path) -> None:
-    run(photos, budget_bytes=ENTRY).close()
-    with pytest.raises(ConfigError) as caught:
-        run(photos, never, budget_bytes=ENTRY - 1)
-    assert str(caught.value) == (
-        "border activations need 1.2 KB (11 photos x 3 views x 0.0 KB) and the budget is 1.2 KB. Take fewer views "
-        "(--views 2 fits): thaw fewer blocks, make room with a larger --disk-budget-gb, or stream with --views 0"
-    )
-    with pytest.raises(ConfigError, match="Not even one view fits"):
-        run(photos, never, budget_bytes=100)
-    run(photos, budget_bytes=ENTRY - 1, views=2).close()  # what was advised
-
-
-def test_a_full_disk_is_refused_beforehand(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = activations.shutil.disk_usage(photos)
-    monkeypatch.setattr(activations.shutil, "disk_usage", lambda path: usage._replace(free=ENTRY - 1))
-    with pytest.raises(
-        ConfigError, match=r"has .* KB free\. Take fewer views \(--views 2 fits\).*free some disk space"
-    ):
-        run(photos, never)
-    run(photos, views=2).close()
-    monkeypatch.setattr(activations.shutil, "disk_usage", lambda path: usage._replace(free=0))
-    run(photos, never, views=2).close()  # is there already
-
-
-def test_the_least_recently_used_entry_goes(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
-    names = []
-    for seed in (1, 2, 3):
-        run(photos, preset="light", seed=seed).close()
-        names.append(next(entry for entry in entries(photos) if entry not in names))
-        time.sleep(0.02)  # file times have ticks of a few ms
-    run(photos, never, preset="light", seed=1).close()
-    caplog.clear()
-    caplog.set_level("INFO", "edgetl")
-    run(photos, preset="light", seed=4, budget_bytes=3 * ENTRY).close()
-    assert len(entries(photos)) == 3 and names[1] not in entries(photos)
-    assert caplog.text.count("deleted to make room") == 1 and str(names[1]) in caplog.text
-    with run(photos, never, preset="light", seed=1, budget_bytes=ENTRY) as alone:  # a smaller budget holds at once
-        assert entries(photos) == [names[0]] and len(everything(alone)) == 33
-
-
-def test_what_is_in_use_stays(photos: Path) -> None:
-    with run(photos, preset="light", seed=1) as used:
-        expected = everything(used)
-        run(photos, preset="light", seed=2).close()
-        run(photos, preset="light", seed=3, budget_bytes=2 * ENTRY).close()  # instead of the second
-        assert len(entries(photos)) == 2
-        with pytest.raises(ConfigError, match="are in use, by this run's other photos or by other runs"):
-            run(photos, never, preset="light", seed=2, budget_bytes=2 * ENTRY - 1)
-        assert len(files(photos)) == 6  # refused before anything was deleted
-        np.testing.assert_array_equal(everything(used), expected)
-    run(photos, preset="light", seed=2, budget_bytes=ENTRY).close()
-    assert len(files(photos)) == 3
 
 
 @pytest.mark.parametrize("value", [65600.0, -1e9, np.inf, np.nan])
