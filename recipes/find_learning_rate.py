@@ -68,19 +68,10 @@ def main(config: Config) -> RateSearch:
         raise ConfigError("--resume: there is nothing to resume, the test takes a minute. Leave it out")
     examples = experiment.load_examples(config)
     with rundir.writing(config.out, RECIPE, config) as run:
-        from edgetl.fine_tuning import FineTuning
         from edgetl.plots import learning_rate_curve
 
         with fine_tune.prepare(config, examples, run) as ready:
-            training = FineTuning(
-                ready.learner,
-                ready.blocks,
-                ready.phases,
-                ready.train,
-                ready.validation,
-                fine_tune.settings(config, streamed=ready.learner is ready.model),
-                checkpoint=run.path / fine_tune.CHECKPOINT,
-            )
+            training = fine_tune.training_of(config, run, ready)
             losses = training.range_test(rates)
         found = learning_rate.suggest(rates, losses)
         run.write(CURVE, learning_rate_curve(rates, losses, found))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from edgetl.backbones.blocks import Block
     from edgetl.batches import Batches
-    from edgetl.fine_tuning import Settings, Validation
+    from edgetl.fine_tuning import FineTuning, Settings, Validation
     from edgetl.history import Epoch
 
 RECIPE = "fine_tune"
@@ -172,19 +172,8 @@ def main(config: Config) -> RunDir:
     with rundir.writing(config.out, RECIPE, config) as run:
         if run.finished:
             return experiment.reopen(run, examples, Metrics)
-        from edgetl.fine_tuning import FineTuning
-
         with prepare(config, examples, run) as ready:
-            training = FineTuning(
-                ready.learner,
-                ready.blocks,
-                ready.phases,
-                ready.train,
-                ready.validation,
-                settings(config, streamed=ready.learner is ready.model),
-                checkpoint=run.path / CHECKPOINT,
-                on_epoch=lambda history: show_history(config, run, ready, history),
-            )
+            training = training_of(config, run, ready)
             # From here on the directory belongs to these settings: nothing above may write into it.
             run.write(rundir.SPLITS, data.write_csv(ready.splits, experiment.hashes_of(ready.table)))
             history = training.run()
@@ -258,8 +247,7 @@ def prepare(config: Config, examples: data.Examples, run: RunDir) -> Iterator[Pr
         backbone_learning_rate=config.backbone_lr,
         layer_decay=config.layer_decay,
     )
-    if config.l2_sp and not plan[-1].thawed:
-        raise ConfigError(f"--l2-sp {config.l2_sp}: with --thaw {config.thaw} there is nothing to pull. Set it to 0")
+    refuse_what_does_not_fit(config, plan)
     table = experiment.extract(config, row, spec, examples, backbone)
     refuse_other_photos(run, table)
     splits = experiment.divide(config, table.examples)
@@ -273,6 +261,24 @@ def prepare(config: Config, examples: data.Examples, run: RunDir) -> Iterator[Pr
     with training_data.sources(config, row, spec, model, plan, splits) as (learner, train, validation):
         validated = score(splits.validation.labels, np.asarray(probe(table.of(splits.validation), training=False)))
         yield Prepared(row, spec, table, splits, model, learner, blocks, plan, train, validation, chosen, validated)
+
+
+def refuse_what_does_not_fit(config: Config, plan: tuple[Phase, ...]) -> None:
+    """Refuse settings that can't work together, before minutes of computing.
+
+    Raises:
+        ConfigError: names the option and what stands against it.
+    """
+    from edgetl.activations import check_views
+    from edgetl.trainee import strategy_for
+
+    if not plan[-1].thawed:
+        for name, value in [("l2-sp", config.l2_sp), ("cutmix", config.cutmix)]:
+            if value:
+                raise ConfigError(f"--{name} {value}: works on blocks; --thaw {config.thaw} thaws none. Set it to 0")
+    if config.views > 0:
+        check_views(config.augment if config.views > 1 else "none", config.views)
+    strategy_for(config.distribute, config.batch_size)
 
 
 def show_plan(config: Config, model: "keras.Model", blocks: "tuple[Block, ...]", plan: tuple[Phase, ...]) -> None:
@@ -291,6 +297,22 @@ def show_plan(config: Config, model: "keras.Model", blocks: "tuple[Block, ...]",
         config.schedule,
         BATCH_NORM[config.batch_norm],
         training_data.augmentation(config, streamed=config.views == 0 or len(plan[-1].thawed) == len(blocks)),
+    )
+
+
+def training_of(config: Config, run: RunDir, ready: Prepared) -> "FineTuning":
+    """Set the training up, or take it up where the checkpoint of the run left it."""
+    from edgetl.fine_tuning import FineTuning
+
+    return FineTuning(
+        ready.learner,
+        ready.blocks,
+        ready.phases,
+        ready.train,
+        ready.validation,
+        settings(config, streamed=ready.learner is ready.model),
+        checkpoint=run.path / CHECKPOINT,
+        on_epoch=lambda history: show_history(config, run, ready, history),
     )
 
 
@@ -414,6 +436,13 @@ def notes(config: Config, ready: Prepared, history: "Sequence[Epoch]") -> tuple[
         f"BatchNorm: {BATCH_NORM[config.batch_norm]}; "
         f"augmentation: {training_data.augmentation(config, streamed=ready.learner is ready.model)}",
     ]
+    if history[-1].validation_loss > history[0].validation_loss and (
+        history[-1].validation_top1 < history[0].validation_top1
+    ):
+        lines.append(
+            "worse than the linear probe on validation. Try lower rates (recipes.find_learning_rate), fewer thawed "
+            "blocks, or more photos"
+        )
     if warning := watch(history).line:
         lines.append(warning)
     return tuple(lines)

@@ -50,19 +50,19 @@ def sources(
 
     with ExitStack() as stack:
 
-        def source(part: data.Examples, views: int) -> "Source":
+        def source(part: data.Examples, views: int, reserved: int = 0) -> "Source":
             if front is None or config.views == 0:
                 return stack.enter_context(closing(StreamedSource(part, spec, config.workers or None)))
             shapes = tuple(tuple(tensor.shape[1:]) for tensor in front.outputs)
-            activations = stored(config, row, spec, front, forward, part, views)
+            activations = stored(config, row, spec, front, forward, part, views, reserved)
             return stack.enter_context(closing(StoredSource(activations, shapes)))
 
         if front is None or config.views == 0:
             why = "everything is thawed, so there is nothing to store" if front is None else "--views 0"
             log.info("%s: photos are decoded and augmented anew in each epoch", why)
-        # The larger part first: where it does not fit, that is said before anything is computed.
+        # Room for both parts is asked for at once: what does not fit is said before anything is computed.
         train = Batches(
-            source(splits.train, number_of_views(config)),
+            source(splits.train, number_of_views(config), reserved=len(splits.validation)),
             splits.train.labels,
             len(splits.train.class_names),
             config.batch_size,
@@ -100,16 +100,23 @@ def stored(
     make_forward: "Callable[[], features.Forward]",
     part: data.Examples,
     views: int,
+    reserved: int,
 ) -> "Activations":
-    """Run photos through the frozen part once, or find what an earlier run has stored."""
+    """Run photos through the frozen part once, or find what an earlier run has stored.
+
+    `reserved` is the number of further photos, one view each, that the disk budget must hold as well.
+    """
     from edgetl import activations
     from edgetl.backbones.weights import weights_sha256
+
+    shapes = tuple(tuple(tensor.shape[1:]) for tensor in front.outputs)
+    room = int(config.disk_budget_gb * 1e9) - activations.size_bytes(reserved, 1, shapes)
 
     return activations.store(
         part,
         spec,
         make_forward,
-        shapes=tuple(tuple(tensor.shape[1:]) for tensor in front.outputs),
+        shapes=shapes,
         preset=config.augment if views > 1 else "none",
         views=views,
         seed=config.seed,
@@ -120,7 +127,7 @@ def stored(
             "weights": weights_sha256(front),
         },
         cache=config.cache,
-        budget_bytes=int(config.disk_budget_gb * 1e9),
+        budget_bytes=max(0, room),
         workers=config.workers or None,
     )
 

@@ -267,7 +267,7 @@ def test_a_larger_disk_budget_is_taken_after_a_refusal(few: Path, tmp_path: Path
 def test_what_is_refused_last_does_not_block_better_settings_either(few: Path, tmp_path: Path, cache: Path) -> None:
     with pytest.raises(ConfigError, match="--distribute: found 1 device"):
         main(tiny(few, tmp_path / "run", cache=cache, distribute=True))
-    with pytest.raises(ConfigError, match=r"--l2-sp 0\.1: with --thaw 0 there is nothing to pull"):
+    with pytest.raises(ConfigError, match=r"--l2-sp 0\.1: works on blocks; --thaw 0 thaws none"):
         main(tiny(few, tmp_path / "run", cache=cache, thaw="0", l2_sp=0.1))
     assert not [path for path in (tmp_path / "run").iterdir() if path.name != ".lock"]
 
