@@ -225,7 +225,8 @@ def fit_rates(settings: fine_tune.Config, ready: fine_tune.Prepared) -> list[flo
 
     from edgetl.augment import layers_of
     from edgetl.losses import make_loss
-    from edgetl.optimizers import finalize, make_optimizer, schedule
+    from edgetl.optimizers import finalize, make_optimizer
+    from edgetl.schedules import schedule
     from edgetl.trainee import learning_rates, thaw
 
     (phase,) = ready.phases
