@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from edgetl import checkpoints
 from edgetl.augment import layers_of, reseed, seed_generators
 from edgetl.backbones.blocks import Block
-from edgetl.batches import Batches, Source
+from edgetl.batches import Batches
 from edgetl.checkpoints import Checkpoint, grouped
 from edgetl.console import Bar, log, progress, quiet_tensorflow
 from edgetl.errors import ConfigError, RunError
-from edgetl.history import Epoch, watch
+from edgetl.history import Epoch
 from edgetl.inputs import ImageInput
+from edgetl.judging import PROBE, Judge, Validation, diverged, remarks
 from edgetl.learning_rate import divergence
 from edgetl.losses import class_weights, make_loss
 from edgetl.mixing import Mixing
@@ -48,13 +49,8 @@ from edgetl.trainee import (
 
 quiet_tensorflow()
 import keras  # noqa: E402
-import tensorflow as tf  # noqa: E402
 
-MAX_CLEAN = 1000
-"""The clean training loss is measured on as many training photos as there are for validation, at most so many."""
-EVALUATION_BATCH = 64
-PROBE = "linear probe"
-"""Name of the history's first row: the model before anything was thawed."""
+__all__ = ["FineTuning", "Settings", "Validation"]
 
 
 @dataclass(frozen=True)
@@ -79,14 +75,6 @@ class Settings:
     0: all epochs are trained and the last weights are taken."""
     precision: Precision = "float32"
     distribute: bool = False
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The photos that epochs are judged on."""
-
-    source: Source
-    labels: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -148,8 +136,7 @@ class FineTuning:
             raise ConfigError("--cutmix: features have no places to cut. Use --mixup, or thaw blocks")
         self._result, self._phases, self._batches = model, phases, train
         self._blocks = [block for block in blocks if inside.intersection(block.layers)]
-        self._validation, self._settings = validation, settings
-        self._file, self._on_epoch = checkpoint, on_epoch
+        self._settings, self._file, self._on_epoch = settings, checkpoint, on_epoch
         weights = class_weights(train.labels, train.classes) if settings.class_weights else np.ones(train.classes)
         self._strategy = strategy_for(settings.distribute, train.size)
         with self._strategy.scope():
@@ -167,15 +154,9 @@ class FineTuning:
         start = self._starting_point()
         self._origin = _digest(start)
         self._pretrained = start if settings.optimizer.l2_sp else {}
-        rows = np.random.default_rng(settings.seed).permutation(len(train.labels))
-        self._clean_rows = np.sort(rows[: min(len(validation.labels), MAX_CLEAN)])
-        self._forward = tf.function(
-            lambda *inputs: self._trainee(tuple(tf.cast(tensor, tf.float32) for tensor in inputs), training=False),
-            input_signature=validation.source.signature(),
-        )
+        self._judge = Judge(self._trainee, train, validation, settings.seed)
         self._at = _Progress()
         self._best: list[NDArray[Any]] = []
-        self._warned: int | None = None
         self._found = checkpoints.load(checkpoint)
         if self._found and not np.array_equal(self._found.group("origin"), [self._origin]):
             raise RunError(
@@ -202,7 +183,9 @@ class FineTuning:
         done = (len(self._at.history[1:]) * self._batches.steps + self._at.step) * self._batches.size
         with progress("training", sum(phase.epochs for phase in self._phases) * per_epoch, done) as self._bar:
             if not self._at.history:
-                self._at = dataclasses.replace(self._at, history=(self._judge(PROBE, 0, None, (0.0, 0.0), 0.0),))
+                first = self._judge.row(PROBE, 0, None, (0.0, 0.0), 0.0)
+                self._say(first)
+                self._at = _Progress(history=(first,))
             for index in range(self._at.phase, len(self._phases)):
                 self._run_phase(index)
         if self._settings.batch_norm == "recalibrate":
@@ -297,7 +280,8 @@ class FineTuning:
             backbone_rate = rate * phase.backbone_learning_rate / phase.head_learning_rate if phase.thawed else 0.0
             with averaged(optimizer, self._trainee.trainable_variables):
                 loss = float(self._trainee.mean_loss.result())
-                row = self._judge(phase.name, at.epoch + 1, loss, (rate, backbone_rate), seconds)
+                row = self._judge.row(phase.name, at.epoch + 1, loss, (rate, backbone_rate), seconds)
+                self._say(row)
                 after, best = self._after(at, row, index)
             checkpoints.save(self._file, Checkpoint(dataclasses.asdict(after), arrays | grouped(best=best)))
         except KeyboardInterrupt:
@@ -323,6 +307,10 @@ class FineTuning:
                 verbose=0,
             )
 
+    def _say(self, row: Epoch) -> None:
+        for line in remarks(self._at.history, row):
+            self._bar.say(line)
+
     def _after(self, at: _Progress, row: Epoch, index: int) -> tuple[_Progress, list[NDArray[Any]]]:
         """Tell where training stands after an epoch, and the best weights so far if they are wanted."""
         settings, best = self._settings, self._best
@@ -339,46 +327,6 @@ class FineTuning:
                 self._bar.say(f"no lower validation loss for {settings.patience} epochs: stopping")
                 after = dataclasses.replace(after, epoch=self._phases[index].epochs)
         return after, best
-
-    def _judge(
-        self, phase: str, epoch: int, train_loss: float | None, rates: tuple[float, float], seconds: float
-    ) -> Epoch:
-        """Measure the model on clean photos, make a row of the history and say what it shows."""
-        fit_loss, fit_top1 = self._measure(self._batches.source, self._clean_rows, self._batches.labels)
-        rows = np.arange(len(self._validation.labels))
-        loss, top1 = self._measure(self._validation.source, rows, self._validation.labels)
-        row = Epoch(
-            phase=phase,
-            epoch=epoch,
-            head_learning_rate=rates[0],
-            backbone_learning_rate=rates[1],
-            train_loss=fit_loss if train_loss is None else train_loss,
-            fit_loss=fit_loss,
-            fit_top1=fit_top1,
-            validation_loss=loss,
-            validation_top1=top1,
-            images_per_second=self._batches.steps * self._batches.size / seconds if epoch else 0.0,
-            seconds=seconds,
-        )
-        if not math.isfinite(row.validation_loss + row.train_loss):
-            raise diverged(f"{phase}, epoch {epoch}", "validation loss is not a number")
-        self._bar.say(_line(row))
-        verdict = watch([*self._at.history, row])
-        if verdict.line and verdict.since != self._warned:
-            self._warned = verdict.since
-            self._bar.say(verdict.line)
-        return row
-
-    def _measure(self, source: Source, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[float, float]:
-        """Cross-entropy, nats, and top-1, 0..1, on photos as they are."""
-        parts = []
-        for start in range(0, len(rows), EVALUATION_BATCH):
-            part = rows[start : start + EVALUATION_BATCH]
-            parts.append(self._forward(*source.gather(part, np.zeros_like(part))).numpy())
-        probabilities = np.concatenate(parts).astype(np.float64)
-        right = probabilities[np.arange(len(rows)), labels[rows]]
-        loss = -np.log(np.clip(right, 1e-7, None)).mean()
-        return float(loss), float((probabilities.argmax(1) == labels[rows]).mean())
 
     def _arrays(self, optimizer: keras.optimizers.Optimizer) -> dict[str, NDArray[Any]]:
         """Copy everything that a step changes."""
@@ -417,25 +365,3 @@ class _Steps(keras.callbacks.Callback):  # type: ignore[misc]
             bar.advance(self._size)
         if not math.isfinite(logs["loss"]):
             raise diverged(self._where, f"loss {logs['loss']}")
-
-
-def diverged(where: str, what: str) -> ConfigError:
-    """Make the error of a training that can't go on."""
-    return ConfigError(
-        f"training diverged: {what} ({where}). Train into a new --out with a tenth of --head-lr and --backbone-lr "
-        "(python -m recipes.find_learning_rate suggests them), or with --clip-norm 1"
-    )
-
-
-def _line(row: Epoch) -> str:
-    parts = [
-        f"{row.phase}, epoch {row.epoch}" if row.epoch else row.phase,
-        f"training loss {row.fit_loss:.3f}, top-1 {100 * row.fit_top1:.1f} %",
-        f"validation loss {row.validation_loss:.3f}, top-1 {100 * row.validation_top1:.1f} %",
-    ]
-    if row.epoch:
-        parts += [
-            f"rates {row.head_learning_rate:.1e}, {row.backbone_learning_rate:.1e}",
-            f"{row.images_per_second:.0f} images/s",
-        ]
-    return " | ".join(parts)

@@ -1,7 +1,7 @@
 """Fine-tuning in phases: what learns, what stays, what survives being stopped at any moment."""
 
+import dataclasses
 import gc
-import logging
 import os
 import signal
 import subprocess
@@ -36,9 +36,9 @@ from tiny_training import (
 from edgetl import checkpoints, data, fine_tuning
 from edgetl.batches import StreamedSource
 from edgetl.errors import ConfigError, DatasetError, RunError
-from edgetl.fine_tuning import PROBE, FineTuning
-from edgetl.history import Epoch, Watch
+from edgetl.history import Epoch
 from edgetl.inputs import ImageInput
+from edgetl.judging import PROBE, Judge
 from edgetl.phases import Phase
 from edgetl.trainee import Trainee
 
@@ -178,10 +178,12 @@ def test_the_pull_to_the_start_holds_the_backbone_and_not_the_head(tmp_path: Pat
 def script_losses(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     """Make each epoch of a one-phase training have a given validation loss, whatever it learns."""
 
-    def measure(self: FineTuning, source: Any, rows: Any, labels: Any) -> tuple[float, float]:
-        return losses[len(self._at.history)], 0.5
+    measured = Judge.row
 
-    monkeypatch.setattr(FineTuning, "_measure", measure)
+    def row(self: Judge, phase: str, epoch: int, *others: Any) -> Epoch:
+        return dataclasses.replace(measured(self, phase, epoch, *others), validation_loss=losses[epoch])
+
+    monkeypatch.setattr(Judge, "row", row)
 
 
 @pytest.mark.parametrize("after", [pytest.param(4, marks=pytest.mark.slow), 5, pytest.param(6, marks=pytest.mark.slow)])
@@ -276,7 +278,7 @@ def photos(tmp_path: Path) -> tuple[StreamedSource, np.ndarray]:
 def check_interruptions(tmp_path: Path, settings: dict[str, Any], stops: int, seed: int) -> None:
     """Stop one training again and again at random lines; it ends as the one that was never stopped."""
     model = tiny_model()
-    modules = ("fine_tuning", "optimizers", "schedules", "augment", "checkpoints", "trainee")
+    modules = ("fine_tuning", "judging", "optimizers", "schedules", "augment", "checkpoints", "trainee")
     history: tuple[Epoch, ...] = ()
 
     def whole() -> None:
@@ -584,20 +586,6 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path) -> None:
             tiny_training(tmp_path / "d.npz", one_phase(9)).run()
         levels.append(tasks())
     assert levels[2] <= levels[0] + 2  # see above
-
-
-def test_a_warning_is_said_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    since = [None, 1, 1, 2, 2]
-    monkeypatch.setattr(
-        fine_tuning,
-        "watch",
-        lambda rows: Watch(0, 0, 0, since[len(rows) - 1], since[len(rows) - 1] and f"overfits, {len(rows)} rows"),
-    )
-    with caplog.at_level(logging.INFO, "edgetl"):
-        tiny_training(tmp_path / "c.npz", one_phase(4)).run()
-    assert [m for m in caplog.messages if "overfits" in m] == ["overfits, 2 rows", "overfits, 4 rows"]
 
 
 def test_balanced_and_larger_batches_than_photos(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import tensorflow as tf
 
 from edgetl.backbones.blocks import Block
 from edgetl.batches import Batches
-from edgetl.fine_tuning import FineTuning, Settings, Validation
+from edgetl.fine_tuning import FineTuning, Settings
 from edgetl.history import Epoch
+from edgetl.judging import Validation
 from edgetl.optimizers import OptimizerSettings
 from edgetl.phases import Phase, plan
 
