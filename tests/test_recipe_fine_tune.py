@@ -20,7 +20,7 @@ import tensorflow as tf
 from photos import make_photo, make_photo_folder
 from PIL import Image
 
-from edgetl import augment, fine_tuning, history, optimizers, rundir
+from edgetl import augment, fine_tuning, history, optimizers, rundir, schedules
 from edgetl.config import command
 from edgetl.errors import ConfigError, RunError
 from edgetl.rundir import RunDir, open_run, read_json
@@ -489,7 +489,7 @@ def test_choices_are_those_of_the_modules() -> None:
     kinds = typing.get_type_hints(Config)
     assert set(typing.get_args(kinds["augment"])) == set(augment.PRESETS)
     assert set(typing.get_args(kinds["optimizer"])) == set(optimizers.OPTIMIZERS)
-    assert kinds["schedule"] == optimizers.Schedule
+    assert kinds["schedule"] == schedules.Schedule
     assert set(typing.get_args(kinds["batch_norm"])) == set(fine_tune.BATCH_NORM)
     inside = typing.get_type_hints(fine_tuning.Settings)
     assert kinds["precision"] == inside["precision"] and kinds["batch_norm"] == inside["batch_norm"]
