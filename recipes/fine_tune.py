@@ -287,7 +287,10 @@ def show_plan(config: Config, model: "keras.Model", blocks: "tuple[Block, ...]",
     from edgetl.trainee import learning_layers
 
     learning = learning_layers(plan[-1], blocks, config.batch_norm, model)
-    parameters = {name: model.get_layer(name).count_params() for name in learning}
+    parameters = {
+        name: sum(w.value.shape.num_elements() for w in model.get_layer(name).weights if "moving_" not in w.name)
+        for name in learning
+    }
     in_blocks = {name for block in blocks for name in block.layers} | {NORMALIZE_LAYER}
     head = sum(layer.count_params() for layer in model.layers if layer.name not in in_blocks)
     log.info("%s", phases.describe(plan, blocks, parameters, head))
@@ -370,7 +373,9 @@ def show_history(config: Config, run: RunDir, ready: Prepared, history: "Sequenc
     run.write(HISTORY, to_csv(history))
     run.write(CURVES, training_curves(history, title(config, ready)))
     if config.tensorboard:
-        write_tensorboard(run.path / TENSORBOARD, len(history) - 1, history[-1])
+        first = 0 if len(history) == 2 else len(history) - 1  # the linear probe comes along with the first epoch
+        for step in range(first, len(history)):
+            write_tensorboard(run.path / TENSORBOARD, step, history[step])
 
 
 def title(config: Config, ready: Prepared) -> str:
