@@ -427,7 +427,7 @@ SLOW = [
 ]
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNetB0", *SLOW])
+@pytest.mark.parametrize("name", ["MobileNetV2", pytest.param("EfficientNetB0", marks=pytest.mark.slow), *SLOW])
 def test_backbones_convert_to_float_and_to_integers(name: str) -> None:
     case = toy(name, BACKBONES[name].min_size)
     exact = converted(case.model, "float32", case.photos)
