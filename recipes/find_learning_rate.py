@@ -18,6 +18,8 @@ RECIPE = "find_learning_rate"
 PROG = f"python -m recipes.{RECIPE}"
 RESULT = "learning_rate.json"
 CURVE = "learning_rate.png"
+SAFE = 20.0
+"""How far below the rate at which the loss goes off training is stable (on elpv the best rate was found there)."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,13 @@ def main(config: Config) -> RateSearch:
             training = fine_tune.training_of(config, run, ready)
             losses = training.range_test(rates)
         found = learning_rate.suggest(rates, losses)
+        if found.learning_rate is None and found.diverged_at is not None:
+            # After a good linear probe the loss often can't fall within so few steps: only the upper end tells.
+            reason = (
+                f"the loss of the linear probe does not fall within the test; it goes off at {found.diverged_at:.2g}, "
+                f"and 1/{SAFE:.0f} of that is a good start"
+            )
+            found = dataclasses.replace(found, learning_rate=found.diverged_at / SAFE, reason=reason)
         run.write(CURVE, learning_rate_curve(rates, losses, found))
         result = RateSearch(
             found.learning_rate,
