@@ -257,8 +257,7 @@ class FineTuning:
         if self._found and self._at.phase == index:
             self._model.set_weights(self._found.group("weights"))
             restore_optimizer(optimizer, self._found.group("optimizer"))
-            variables = [generator.state for generator in self._generators] + self._trainee.mean_loss.variables
-            for variable, numbers in zip(variables, self._found.group("epoch"), strict=True):
+            for variable, numbers in zip(self._epoch_variables, self._found.group("epoch"), strict=True):
                 variable.assign(numbers)
             self._best, self._found = self._found.group("best"), None
         return optimizer
@@ -328,14 +327,18 @@ class FineTuning:
                 after = dataclasses.replace(after, epoch=self._phases[index].epochs)
         return after, best
 
+    @property
+    def _epoch_variables(self) -> list[keras.Variable]:
+        """What a step changes besides weights and optimizer: the state of what is random, and the mean loss."""
+        return [*(generator.state for generator in self._generators), *self._trainee.mean_loss.variables]
+
     def _arrays(self, optimizer: keras.optimizers.Optimizer) -> dict[str, NDArray[Any]]:
         """Copy everything that a step changes."""
-        variables = [generator.state for generator in self._generators] + self._trainee.mean_loss.variables
         return grouped(
             origin=[self._origin],
             weights=[np.array(array) for array in self._model.get_weights()],
             optimizer=optimizer_state(optimizer),
-            epoch=[value_of(variable) for variable in variables],
+            epoch=[value_of(variable) for variable in self._epoch_variables],
         )
 
     def _recalibrate(self) -> None:
