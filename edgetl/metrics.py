@@ -37,12 +37,7 @@ def score(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> Scor
     Raises:
         ValueError: shapes do not fit, no example, or a value that is not finite.
     """
-    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or not len(labels):
-        raise ValueError(
-            f"Expected labels [n] and probabilities [n, k]. Received: {labels.shape}, {probabilities.shape}"
-        )
-    if not np.isfinite(probabilities).all():
-        raise ValueError("Expected finite probabilities. Received: NaN or infinity")
+    check(labels, probabilities)
     from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support, recall_score
 
     classes = np.arange(probabilities.shape[1])
@@ -64,6 +59,20 @@ def score(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> Scor
         log_loss=float(log_loss(labels, bounded / bounded.sum(axis=1, keepdims=True), labels=classes)),
         confusion=tuple(tuple(int(n) for n in row) for row in confusion_matrix(labels, predicted, labels=classes)),
     )
+
+
+def check(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> None:
+    """Refuse what no figure can be computed from.
+
+    Raises:
+        ValueError: shapes do not fit, no example, or a value that is not finite.
+    """
+    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or not len(labels):
+        raise ValueError(
+            f"Expected labels [n] and probabilities [n, k]. Received: {labels.shape}, {probabilities.shape}"
+        )
+    if not np.isfinite(probabilities).all():
+        raise ValueError("Expected finite probabilities. Received: NaN or infinity")
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:

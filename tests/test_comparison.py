@@ -1,0 +1,209 @@
+"""Paired statistics, against a published example, figures computed by hand, and simulation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import binomtest
+
+from edgetl.comparison import Comparison, calibration_error, compare, mcnemar, paired_interval
+from edgetl.config import from_json, to_json
+from edgetl.metrics import score
+
+
+def naming(classes: Sequence[int], of: int, confidence: float = 0.7) -> np.ndarray:
+    """Probabilities that name these classes."""
+    rest = (1 - confidence) / (of - 1)
+    return np.where(np.eye(of)[list(classes)] == 1, confidence, rest).astype(np.float32)
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels and two sets of probabilities; not every class need occur."""
+    classes, n = draw(st.integers(2, 4)), draw(st.integers(1, 25))
+    labels = draw(arrays(np.int64, n, elements=st.integers(0, classes - 1)))
+    raw = [draw(arrays(np.float32, (n, classes), elements=st.floats(2**-10, 1, width=32))) for _ in range(2)]
+    first, second = (values / values.sum(axis=1, keepdims=True) for values in raw)
+    return labels, first, second
+
+
+def test_figures_are_those_computed_by_hand() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 2])
+    reference = naming([0, 0, 0, 1, 1, 1, 0, 2], of=3)
+    other = naming([0, 1, 2, 0, 1, 1, 2, 2], of=3, confidence=0.6)
+    found = compare(labels, reference, other)
+    # Photos 1 and 2 are lost, photo 3 is gained, photo 6 is wrong twice, with another class each time.
+    assert (found.samples, found.lost, found.gained) == (8, 2, 1)
+    assert found.drop == (6 - 5) / 8
+    assert found.agreement == 4 / 8
+    assert found.class_drops == (0.25, 0.0, 0.0)
+    assert found.mcnemar_p == 1.0  # of three coins, two or more fall on one side always
+    # 0.7 for the class that the other gives (1 - 0.6) / 2, in float32
+    assert found.max_difference == pytest.approx(0.5, abs=1e-6)
+    # All photos share one bin: 0.7 against 6 of 8 right, 0.6 against 5 of 8.
+    assert found.calibration_error_before == pytest.approx(0.05, abs=1e-6)
+    assert found.calibration_error_after == pytest.approx(0.025, abs=1e-6)
+    # Of 10 photos with one more on each side: 3 and 2 of 10.
+    half = 1.959964 * ((0.5 - 0.1**2) / 10) ** 0.5
+    assert (found.drop_low, found.drop_high) == pytest.approx((0.1 - half, 0.1 + half), abs=1e-6)
+    assert from_json(Comparison, to_json(found)) == found
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs())
+def test_drop_is_the_difference_of_the_scores_and_turns_its_sign_with_the_order(
+    case: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    labels, reference, other = case
+    found, back = compare(labels, reference, other), compare(labels, other, reference)
+    before, after = score(labels, reference), score(labels, other)
+    assert found.drop == pytest.approx(before.top1 - after.top1)
+    assert -1 <= found.drop_low <= found.drop <= found.drop_high <= 1
+    assert (found.drop_low, found.drop_high) == pytest.approx((-back.drop_high, -back.drop_low))
+    assert (found.lost, found.gained) == (back.gained, back.lost)
+    assert (found.mcnemar_p, found.agreement) == (back.mcnemar_p, back.agreement)
+    assert found.max_difference == back.max_difference
+    counts = np.array(before.confusion).sum(axis=1)
+    for index, drop in enumerate(found.class_drops):
+        assert (drop is None) == (counts[index] == 0)
+        if drop is not None:
+            assert drop * counts[index] == pytest.approx(before.confusion[index][index] - after.confusion[index][index])
+    nothing = compare(labels, reference, reference)
+    assert (nothing.drop, nothing.lost, nothing.gained, nothing.max_difference) == (0.0, 0, 0, 0.0)
+    assert (nothing.mcnemar_p, nothing.agreement) == (1.0, 1.0)
+    assert from_json(Comparison, to_json(found)) == found
+
+
+# --- the interval ---------------------------------------------------------------------------------------------------
+
+
+def test_interval_is_the_published_one() -> None:
+    # The example of ci.prop.ps(.05, 12, 4, 26, 6) in the R package statpsych, by the author of the method; eight digits
+    assert paired_interval(26, 4, 48) == pytest.approx((0.2548067, 0.6251933), abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "samples", "middle", "variance"),
+    [
+        # By hand: one photo added to each count, two to all
+        (1, 7, 21, (2 - 8) / 23, ((2 + 8) / 23 - (6 / 23) ** 2) / 23),
+        (6, 16, 161, (7 - 17) / 163, ((7 + 17) / 163 - (10 / 163) ** 2) / 163),
+        (0, 0, 98, 0.0, 0.02 / 100),
+    ],
+)
+def test_interval_by_hand(lost: int, gained: int, samples: int, middle: float, variance: float) -> None:
+    half = 1.959964 * variance**0.5  # seven digits
+    assert paired_interval(lost, gained, samples) == pytest.approx((middle - half, middle + half), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("samples", "lost", "gained"), [(30, 0.1, 0.1), (100, 0.02, 0.01), (100, 0.2, 0.05), (656, 0.01, 0.01)]
+)
+def test_interval_holds_the_true_drop_as_often_as_it_says(samples: int, lost: float, gained: float) -> None:
+    draws = np.random.default_rng(0).multinomial(samples, [lost, gained, 1 - lost - gained], size=4000)
+    ends = np.array([paired_interval(int(a), int(b), samples) for a, b, _ in draws])
+    covered = ((ends[:, 0] <= lost - gained) & (lost - gained <= ends[:, 1])).mean()
+    # 95 % of 4000 draws is known to 1.0 points (three standard errors). Counts are whole numbers, and the method errs
+    # on the wide side where few photos change; one that is always too wide would tell nothing either.
+    assert 0.94 <= covered <= 0.995
+
+
+def test_interval_keeps_its_width_where_no_photo_changes_sides() -> None:
+    widths = []
+    for samples in (1, 10, 100, 1000):
+        low, high = paired_interval(0, 0, samples)
+        assert low == -high < 0
+        widths.append(high - low)
+    assert widths == sorted(widths, reverse=True)
+    # The "rule of three": with none of 1000 seen, up to about 3 in 1000 are possible, on either side.
+    assert 0.002 < paired_interval(0, 0, 1000)[1] < 0.004
+
+
+@pytest.mark.parametrize("samples", [1, 2, 50])
+def test_interval_when_all_photos_change_sides(samples: int) -> None:
+    low, high = paired_interval(samples, 0, samples)
+    assert high == 1.0 and -1 < low < 1
+    assert paired_interval(0, samples, samples) == (-high, -low)
+
+
+# --- McNemar --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(1, 0), (5, 0), (1, 7), (12, 12), (40, 21), (0, 30)])
+def test_mcnemar_is_the_binomial_test(lost: int, gained: int) -> None:
+    assert mcnemar(lost, gained) == pytest.approx(binomtest(min(lost, gained), lost + gained).pvalue)
+
+
+def test_mcnemar_by_hand() -> None:
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(1, 0) == 1.0
+    assert mcnemar(5, 0) == pytest.approx(2 / 2**5)
+    assert mcnemar(1, 7) == pytest.approx(2 * (1 + 8) / 2**8)
+
+
+# --- calibration ----------------------------------------------------------------------------------------------------
+
+
+def test_calibration_error_by_hand() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1])
+    scores = np.array([[0.95, 0.05]] * 4 + [[0.45, 0.55], [0.55, 0.45]], np.float32)
+    # Four photos at 0.95, all right; two at 0.55, one right: (4 x 0.05 + 2 x 0.05) / 6
+    assert calibration_error(labels, scores) == pytest.approx(0.05, abs=1e-6)
+    # In another bin than the rest, so that too much here does not pay for too little there.
+    wrong = np.array([1, 1, 1, 1, 1, 1])
+    assert calibration_error(wrong, scores) == pytest.approx((4 * 0.95 + 2 * 0.05) / 6, abs=1e-6)
+
+
+def test_calibration_bins_are_closed_above_and_cover_everything() -> None:
+    # 5/15 belongs to the bin below, 0.34 to the next: apart the errors of +1/3 and -0.66 do not cancel.
+    scores = np.array([[1 / 3, 0.3, 0.3], [0.34, 0.33, 0.33]])
+    assert calibration_error(np.array([1, 0]), scores.astype(np.float64)) == pytest.approx((1 / 3 + 0.66) / 2)
+    assert calibration_error(np.array([0]), np.array([[1.0, 0.0]], np.float32)) == 0.0
+    assert calibration_error(np.array([0]), np.array([[0.0, 0.0]], np.float32)) == 1.0
+    assert calibration_error(np.array([0]), np.array([[257 / 256, 0.0]], np.float32)) == pytest.approx(1 / 256)
+
+
+def test_scores_that_are_probabilities_have_a_small_calibration_error_and_bold_ones_a_large_one() -> None:
+    random = np.random.default_rng(1)
+    sure = random.uniform(0.5, 1, 20_000)
+    labels = (random.uniform(size=20_000) > sure).astype(np.int64)
+    # 20,000 photos in 8 bins: the share right in a bin is known to 1 %.
+    assert calibration_error(labels, np.stack([sure, 1 - sure], 1).astype(np.float32)) < 0.01
+    bold = np.stack([np.sqrt(sure), 1 - np.sqrt(sure)], 1).astype(np.float32)
+    assert calibration_error(labels, bold) == pytest.approx((np.sqrt(sure) - sure).mean(), abs=0.01)
+
+
+# --- the edges ------------------------------------------------------------------------------------------------------
+
+
+def test_one_photo() -> None:
+    found = compare(np.array([0]), naming([0], of=2), naming([1], of=2))
+    assert (found.drop, found.lost, found.gained, found.agreement) == (1.0, 1, 0, 0.0)
+    assert found.class_drops == (1.0, None)
+    assert (found.mcnemar_p, found.drop_high) == (1.0, 1.0), "one photo proves nothing"
+    assert found.drop_low < 0
+    assert from_json(Comparison, to_json(found)) == found
+
+
+def test_a_class_that_is_absent_has_no_recall() -> None:
+    found = compare(np.array([0, 2, 2]), naming([0, 2, 2], of=4), naming([0, 1, 2], of=4))
+    assert found.class_drops == (0.0, None, 0.5, None)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_cannot_be_compared_is_refused(which: int) -> None:
+    labels = np.array([0, 1])
+    good = naming([0, 1], of=2)
+    for bad, message in (
+        (np.array([[0.5, 0.5], [np.nan, 0.5]], np.float32), "NaN or infinity"),
+        (good[:1], r"Received: \("),
+        (naming([0, 1], of=3), "equally many classes"),
+    ):
+        given_values = (bad, good) if which == 0 else (good, bad)
+        with pytest.raises(ValueError, match=message):
+            compare(labels, *given_values)
+    with pytest.raises(ValueError, match="Received"):
+        calibration_error(np.zeros(0, np.int64), np.zeros((0, 2), np.float32))
