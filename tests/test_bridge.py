@@ -82,7 +82,6 @@ def test_family_computes_the_same_in_tf_keras(name: str) -> None:
     bridge.check_equal(back, legacy, photos)
 
 
-def test_equality_would_notice_one_changed_weight() -> None:
 def small(*layers: Any, size: int = 8) -> keras.Model:
     keras.utils.set_random_seed(0)
     inputs = x = keras.Input((size, size, 3), name="images")
@@ -139,7 +138,7 @@ def test_activation_without_counterpart_is_named() -> None:
 
 @pytest.mark.slow
 def test_convnext_is_refused_with_its_layers() -> None:
-    with pytest.raises(ArtifactError, match=r"layer_scale \(LayerScale\).* and \d+ more|LayerScale"):
+    with pytest.raises(ArtifactError, match=r"\(LayerScale\)"):
         bridge.rebuilt(classifier("ConvNeXtTiny", 32))
 
 
