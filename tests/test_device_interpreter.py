@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-from tiny_tflite import OUTPUTS, SIDE, calibration_photos, convert, pixels, tiny
+from tiny_tflite import ABOUT, OUTPUTS, SIDE, calibration_photos, convert, pixels, tiny, usable, with_files, with_json
 
 from edgetl.errors import ArtifactError
 from export.artifacts import open_artifact, open_pool
@@ -47,7 +47,7 @@ def by_hand(content: bytes, photos: np.ndarray, kernels: str) -> np.ndarray:
 def test_outputs_equal_a_hand_written_loop(io: str, kernels: Kernels) -> None:
     photos = pixels(20)
     expected = by_hand(tiny(io), photos, kernels)
-    model = Model(tiny(io), kernels=kernels)
+    model = Model(usable(tiny(io), io), kernels=kernels)
     received = model.predict_batch(photos)
     assert received.dtype == np.float32
     assert received.shape == (20, OUTPUTS)
@@ -59,7 +59,8 @@ def test_outputs_equal_a_hand_written_loop(io: str, kernels: Kernels) -> None:
 
 def test_integer_models_take_the_same_raw_pixels_as_the_float_model() -> None:
     photos = calibration_photos()  # others can leave the calibrated ranges and saturate
-    scores = {io: Model(tiny(io), kernels="reference").predict_batch(photos) for io in ("float32", "uint8", "int8")}
+    models = {io: Model(usable(tiny(io), io), kernels="reference") for io in ("float32", "uint8", "int8")}
+    scores = {io: model.predict_batch(photos) for io, model in models.items()}
     # The graphs of uint8 and int8 io differ in the first and last QUANTIZE only, which are exact shifts by 128.
     np.testing.assert_array_equal(scores["uint8"], scores["int8"])
     # Half a step of the mean (0.017) through weights that sum to about 2, half a step of the logits (0.012) and the
@@ -102,7 +103,7 @@ def test_set_input_and_invoke_apart_equal_predict_and_input_survives_invocations
 
 def test_pixels_need_not_be_contiguous_nor_writable_and_stay_as_they_are() -> None:
     photos = pixels(4)
-    model = Model(tiny("int8"))
+    model = Model(usable(tiny("int8"), "int8"))
     expected = model.predict(photos[0, :, ::-1].copy())
     photos.flags.writeable = False
     kept = photos.copy()
@@ -157,9 +158,48 @@ def test_dynamic_batch_is_refused() -> None:
         Model(tiny(batch=2))
 
 
-def test_int8_input_that_does_not_take_pixels_minus_128() -> None:
-    with pytest.raises(DeviceError, match=r"spans 0\.\.200 and does not take pixels - 128. Convert with a uint8 input"):
-        Model(tiny("int8", brightest=200))
+# --- what the file says about itself --------------------------------------------------------------------------------
+
+
+def test_a_model_that_says_nothing_has_no_class_names() -> None:
+    for content in (tiny("uint8"), tiny(), with_files(tiny(), {"labels.txt": b"of others\n"})):
+        model = Model(content)
+        assert (model.about, model.class_names) == (None, ())
+
+
+@pytest.mark.parametrize("io", ["float32", "uint8", "int8"])
+def test_what_a_model_says_is_read_and_changes_no_score(io: str) -> None:
+    model = Model(with_json(tiny(io), 128 if io == "int8" else 0, scheme="some"))
+    assert model.class_names == tuple(ABOUT["class_names"])
+    assert model.about is not None
+    assert model.about.inputs == {"kind": "image", "height": SIDE, "width": SIDE, "resize": "stretch"}
+    assert model.about.everything["scheme"] == "some"
+    photos = pixels(5)
+    np.testing.assert_array_equal(model.predict_batch(photos), by_hand(tiny(io), photos, "xnnpack"))
+    assert Pool(model.content, 2).about == model.about
+
+
+def test_int8_input_needs_the_word_of_the_file() -> None:
+    with pytest.raises(DeviceError, match=r"int8 input, and no edgetl.json in the file .* uint8 input"):
+        Model(tiny("int8"))
+    with pytest.raises(DeviceError, match="int8 input, and no"):
+        Model(with_files(tiny("int8"), {"labels.txt": b"a\nb\n", "below/edgetl.json": b"{}"}))
+    # Whatever the scale is, the file's word counts: its maker knows what normalization is left in the graph.
+    odd = Model(with_json(tiny("int8", brightest=200), 128))
+    assert odd.input.scale == pytest.approx(200 / 255)
+    photo = pixels(1)
+    np.testing.assert_array_equal(odd.predict_batch(photo), by_hand(tiny("int8", brightest=200), photo, "xnnpack"))
+
+
+@pytest.mark.parametrize(("io", "shift"), [("int8", 0), ("uint8", 128), ("float32", 128)])
+def test_a_shift_that_does_not_belong_to_the_input_is_refused(io: str, shift: int) -> None:
+    with pytest.raises(DeviceError, match=rf"says pixels - {shift}, but the input is {io}.*Convert it again"):
+        Model(with_json(tiny(io), shift))
+
+
+def test_class_names_of_another_model_are_refused() -> None:
+    with pytest.raises(DeviceError, match="names 2 classes, the output has 4 scores"):
+        Model(with_json(tiny(), class_names=["a", "b"]))
 
 
 @pytest.mark.parametrize("settings", [{"threads": 0}, {"kernels": "fast"}])

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import DeviceError
+from .metadata import FILE, read_about
 from .quiet import swallowed_greeting
 from .runtime import find_runtime
 
@@ -38,9 +39,6 @@ RESOLVERS: dict[str, str] = {
     "reference": "BUILTIN_REF",
 }
 """Kernels -> member of the runtime's OpResolverType. One file gives other numbers with other kernels."""
-
-PIXEL_RANGES = ((0.0, 255.0), (0.0, 1.0), (-1.0, 1.0))
-"""What the real values of pixels 0 and 255 may be for an int8 input to take `pixel - 128`."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class Model:
         Raises:
             DeviceError: no interpreter here; the file is missing, damaged, not TFLite or of another hash; an operator
                 is unknown; not exactly one input and one output; not static batch 1; an input type that
-                does not take raw pixels.
+                does not take raw pixels, or int8 without the file saying how; what it says is damaged or does not fit.
         """
         if threads < 1 or kernels not in RESOLVERS:
             raise DeviceError(f"threads={threads}, kernels={kernels!r}: need threads >= 1, kernels of {set(RESOLVERS)}")
@@ -92,6 +90,7 @@ class Model:
         self.content = _read(model, self.where)
         if sha256 is not None and self.sha256 != sha256:
             raise DeviceError(f"{self.where}: expected sha256 {sha256}. Received: {self.sha256}. Copy the file again")
+        self.about = read_about(self.content, self.where)
         resolver = getattr(runtime.resolvers, RESOLVERS[kernels])
         quiet = swallowed_greeting() if kernels == "xnnpack" else nullcontext()
         with _one_line_errors(self.where), quiet:
@@ -105,12 +104,18 @@ class Model:
         self.input, source = self._only(inputs, "input")
         self.output, self._sink = self._only(outputs, "output")
         self._shift = self._pixel_shift()
+        self._check_class_names()
         # A function that returns a fresh view each time. A view kept across invoke() would make it refuse.
         self._view = self._interpreter.tensor(source)
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the file calls its outputs, in their order; none where it does not say."""
+        return self.about.class_names if self.about else ()
+
+    @property
     def size_bytes(self) -> int:
-        """Size of the model, bytes."""
+        """Size of the file, bytes."""
         return len(self.content)
 
     @functools.cached_property
@@ -194,21 +199,31 @@ class Model:
         return TensorInfo(one["name"], shape, dtype, float(scale), int(zero_point)), int(one["index"])
 
     def _pixel_shift(self) -> int:
-        """How much is subtracted from raw pixels: 128 for an int8 input that takes them so, else 0."""
-        info = self.input
-        if info.dtype in ("float32", "uint8"):
-            return 0
-        if info.dtype != "int8":
-            raise DeviceError(f"{self.where}: expected a float32, uint8 or int8 input. Received: {info.dtype}")
-        low, high = (info.scale * (stored - info.zero_point) for stored in (-128, 127))
-        for first, last in PIXEL_RANGES:
-            # One step: (x - 127) / 128 and the like miss an end of [-1, 1] by that much, and no more.
-            if max(abs(low - first), abs(high - last)) <= 1.01 * info.scale:
-                return 128
-        raise DeviceError(
-            f"{self.where}: int8 input with scale {info.scale:.6g} and zero point {info.zero_point} spans "
-            f"{low:.4g}..{high:.4g} and does not take pixels - 128. Convert with a uint8 input"
-        )
+        """How much is subtracted from raw pixels: 128 for an int8 input, if the file itself says so, else 0."""
+        dtype = self.input.dtype
+        if dtype not in ("float32", "uint8", "int8"):
+            raise DeviceError(f"{self.where}: expected a float32, uint8 or int8 input. Received: {dtype}")
+        if dtype == "int8" and self.about is None:
+            raise DeviceError(
+                f"{self.where}: int8 input, and no {FILE} in the file that tells how pixels become int8. "
+                "Convert with edgetl, or with a uint8 input"
+            )
+        expected, said = 128 if dtype == "int8" else 0, self.about.pixel_shift if self.about else 0
+        if said != expected:
+            raise DeviceError(
+                f"{self.where}: its {FILE} says pixels - {said}, but the input is {dtype} (pixels - {expected}). "
+                "Convert it again"
+            )
+        return expected
+
+    def _check_class_names(self) -> None:
+        """Refuse names of other classes than those that the model scores."""
+        scores = int(np.prod(self.output.shape))
+        if self.about and len(self.about.class_names) != scores:
+            raise DeviceError(
+                f"{self.where}: its {FILE} names {len(self.about.class_names)} classes, the output has {scores} "
+                "scores. Convert it again"
+            )
 
 
 class Pool:
@@ -234,7 +249,7 @@ class Pool:
         first = Model(model, kernels=kernels)
         models = [first, *(Model(first.content, kernels=kernels) for _ in range(size - 1))]
         self.size = size
-        self.input, self.output, self.runtime = first.input, first.output, first.runtime
+        self.input, self.output, self.runtime, self.about = first.input, first.output, first.runtime, first.about
         self._free: queue.SimpleQueue[Model] = queue.SimpleQueue()
         for each in models:
             each.where = first.where
