@@ -85,8 +85,8 @@ def main(config: Config) -> Rows:
                         scored.scores.samples,
                         scored.scores.top1,
                         reference - scored.scores.top1,
-                        scored.agreement,
-                        scored.max_difference,
+                        scored.against_keras.agreement,
+                        scored.against_keras.max_difference,
                         artifacts[scored.scheme].size_bytes,
                         sum(len(buffer.data) for buffer in buffers if buffer.data is not None),
                     )

@@ -112,7 +112,7 @@ def accuracy(settings: fine_tune.Config, seed: int) -> dict[str, float]:
             "seed": seed,
             "float32": found["float32"].scores.top1,
             "int8": found["int8"].scores.top1,
-            "as_keras": found["int8"].agreement,
+            "as_keras": found["int8"].against_keras.agreement,
             "validation": metrics["validation"]["top1"],
             "probe_validation": metrics["probe_validation"]["top1"],
             "seconds": seconds,

@@ -1,30 +1,39 @@
 """Score every artifact of a run on its test split, through the interpreter: `python -m export.evaluate RUN`.
 
 The very file that ships is given the pixels that training's own pipeline prepares, and judged by the one scorer in
-`edgetl.metrics`, next to the Keras model on the same photos.
+`edgetl.metrics`, next to the Keras model on the same photos. `EvaluationSet` does the same on any split, and for
+models that are no files yet.
 """
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from tyro.conf import Positional
 
 from edgetl import data
+from edgetl.comparison import Comparison, compare
 from edgetl.config import checked, command, to_json
 from edgetl.console import progress, quiet_tensorflow
-from edgetl.errors import ArtifactError, ConfigError, RunError
+from edgetl.errors import ArtifactError, ConfigError, DatasetError, RunError
 from edgetl.features import Forward
-from edgetl.metrics import Scores, agreement, score
+from edgetl.metrics import Scores, score
 from edgetl.rundir import RunDir, installed_versions, open_run, read_json, sha256_of, write_atomic
-from export.artifacts import Artifact, find_artifacts
+from export.artifacts import device_errors, find_artifacts
+
+if TYPE_CHECKING:
+    from export.device.interpreter import Pool
 
 PROG = "python -m export.evaluate"
 EVALUATION = "evaluation.json"
+KEEP_BYTES = 1_000_000_000
+"""Decoded photos that an `EvaluationSet` keeps in memory: 6,600 of 224 x 224 pixels."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +58,8 @@ class ArtifactScores:
     sha256: str
     """Of the .tflite file."""
     scores: Scores
-    agreement: float
-    """Share of photos, 0..1, on which the artifact and Keras name the same class."""
-    max_difference: float
-    """Largest absolute difference of a probability to Keras, 0..1."""
+    against_keras: Comparison
+    """What the artifact lost against the Keras model, on the same photos."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class EvaluationReport:
     kernels: str
     runtime: str
     versions: dict[str, str]
-    schema_version: int = 1
+    schema_version: int = 2
 
 
 def main(config: Config) -> EvaluationReport:
@@ -86,32 +93,26 @@ def main(config: Config) -> EvaluationReport:
         raise ConfigError(f"--workers {config.workers}: give the number of threads, or 0 for one per core")
     run = open_run(config.run)
     artifacts = find_artifacts(run, config.schemes)
-    test = run.splits(config.data).test
-    workers = config.workers or data.default_workers()
-    labels, outputs, unreadable, runtime = _predict(run, artifacts, test, workers)
-    keras_outputs, *artifact_outputs = outputs
-    for artifact, probabilities in zip(artifacts, artifact_outputs, strict=True):
-        if not np.isfinite(probabilities).all():
-            raise ArtifactError(f"{artifact.path}: outputs are not finite. Deploy another scheme")
+    photos = EvaluationSet(run, run.splits(config.data).test, workers=config.workers, keep_bytes=0)
+    found = photos.predictions([run.export_path / artifact.path for artifact in artifacts])
     scored = [
         ArtifactScores(
             scheme=artifact.scheme,
             sha256=artifact.sha256,
-            scores=score(labels, probabilities),
-            agreement=agreement(probabilities, keras_outputs),
-            max_difference=float(np.abs(probabilities - keras_outputs).max()),
+            scores=score(found.labels, probabilities),
+            against_keras=compare(found.labels, found.keras, probabilities),
         )
-        for artifact, probabilities in zip(artifacts, artifact_outputs, strict=True)
+        for artifact, probabilities in zip(artifacts, found.outputs, strict=True)
     ]
     report = EvaluationReport(
         run_sha256=run.model_sha256,
         data_sha256=run.manifest.data_sha256,
         split="test",
-        keras=score(labels, keras_outputs),
-        artifacts=tuple(scored + _still_valid(run, scored, unreadable)),
-        unreadable=unreadable,
+        keras=score(found.labels, found.keras),
+        artifacts=tuple(scored + _still_valid(run, scored, found.unreadable)),
+        unreadable=found.unreadable,
         kernels="xnnpack",
-        runtime=runtime,
+        runtime=found.runtime,
         versions=installed_versions(),
     )
     write_atomic(run.export_path / EVALUATION, to_json(report))
@@ -131,39 +132,133 @@ def _still_valid(run: RunDir, scored: list[ArtifactScores], unreadable: tuple[st
     return [result for result in earlier.artifacts if result.sha256 in there and result.scheme not in new]
 
 
-def _predict(
-    run: RunDir, artifacts: Sequence[Artifact], test: data.Examples, workers: int
-) -> tuple[NDArray[np.int64], list[NDArray[np.float32]], tuple[str, ...], str]:
-    """Outputs [n, classes] of Keras (first) and of each artifact on the photos that can be read."""
-    from export.artifacts import open_pool
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What several models say of the same photos."""
 
-    pools = [open_pool(run.export_path / artifact.path, workers) for artifact in artifacts]
-    keras_forward = _keras_forward(run)
-    labels: list[NDArray[np.int64]] = []
-    outputs: list[list[NDArray[np.float32]]] = [[] for _ in range(len(pools) + 1)]
-    unreadable: list[data.Unreadable] = []
-    with ThreadPoolExecutor(workers) as threads, progress("evaluate", len(test)) as bar:
-        for batch in data.decoded(test, run.inputs):
+    labels: NDArray[np.int64]
+    """[n], class indices."""
+    keras: NDArray[np.float32]
+    """[n, classes], probabilities of the run's Keras model."""
+    outputs: tuple[NDArray[np.float32], ...]
+    """[n, classes] of each model, dequantized, in the order they were given."""
+    unreadable: tuple[str, ...]
+    """Ids of photos that could not be read, left out for all alike."""
+    runtime: str
+    """Interpreter and its version; empty where no model was run."""
+
+
+class EvaluationSet:
+    """The photos of one split, for one model after the other.
+
+    What the Keras model says of them is computed in the first pass and kept. So are the decoded photos, in memory, if
+    all of them fit in `keep_bytes`; more than that are read and decoded again in each pass, once for all its models.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        examples: data.Examples,
+        *,
+        workers: int = 0,
+        keep_bytes: int = KEEP_BYTES,
+        forward: Forward | None = None,
+    ) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            run: whose Keras model is the reference.
+            examples: photos of the run, of any split.
+            workers: threads, one interpreter each; 0 means one per core.
+            keep_bytes: what decoded photos may take in memory; 0 keeps none, as for a single pass.
+            forward: the Keras model, raw pixels to probabilities, where it is loaded already (`keras_forward`).
+        """
+        self.run, self.examples, self.workers = run, examples, workers or data.default_workers()
+        self._fits = len(examples) * math.prod(run.inputs.shape) <= keep_bytes
+        self._forward = forward
+        self._kept: list[data.Batch] | None = None
+        self._keras: NDArray[np.float32] | None = None
+        self._unreadable: tuple[str, ...] | None = None
+
+    def predictions(self, models: Sequence[bytes | Path], *, label: str = "evaluate") -> Predictions:
+        """Run models on the photos that can be read.
+
+        Args:
+            models: .tflite files, as paths or as their bytes; may be none, for what Keras says alone.
+            label: of the progress bar.
+
+        Raises:
+            DatasetError: photos are gone, can't be read or were changed since the run.
+            ArtifactError: a model is damaged, is not one of this run's, or gives outputs that are not finite.
+        """
+        pools = [self._open(model) for model in models]
+        forward = None if self._keras is not None else self._forward or keras_forward(self.run)
+        labels: list[NDArray[np.int64]] = []
+        said: list[NDArray[np.float32]] = []
+        outputs: list[list[NDArray[np.float32]]] = [[] for _ in pools]
+        with ThreadPoolExecutor(self.workers) as threads, progress(label, len(self.examples)) as bar, device_errors():
+            for batch in self._batches():
+                bar.advance(len(batch.pixels) + len(batch.unreadable))
+                if not len(batch.pixels):
+                    continue
+                labels.append(self.examples.labels[batch.indices])
+                if forward:
+                    said.append(forward(batch.pixels))
+                parts = np.array_split(batch.pixels, min(self.workers, len(batch.pixels)))
+                for pool, collected in zip(pools, outputs, strict=True):
+                    collected.extend(threads.map(pool.run, parts))
+        if self._keras is None:
+            self._keras = np.concatenate(said)
+        found = tuple(np.concatenate(collected) for collected in outputs)
+        for model, probabilities in zip(models, found, strict=True):
+            if not np.isfinite(probabilities).all():
+                raise ArtifactError(f"{_name(model)}: outputs are not finite. Deploy another scheme")
+        runtime = pools[0].runtime if pools else ""
+        return Predictions(np.concatenate(labels), self._keras, found, self._unreadable or (), runtime)
+
+    def _open(self, model: bytes | Path) -> "Pool":
+        from export.device.interpreter import Pool
+
+        with device_errors():
+            pool = Pool(model, self.workers)
+        outputs, classes = math.prod(pool.output.shape), len(self.run.class_names)
+        if outputs != classes:
+            raise ArtifactError(
+                f"{_name(model)}: gives {outputs} scores, the run has {classes} classes. Convert it again"
+            )
+        return pool
+
+    def _batches(self) -> Iterator[data.Batch]:
+        """All photos, checked against the run: from memory, or from disk and then into memory if they fit."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[data.Batch] = []
+        unreadable: list[data.Unreadable] = []
+        for batch in data.decoded(self.examples, self.run.inputs):
+            self.run.refuse_changed(self.examples.select(batch.indices), batch.sha256)
             unreadable += batch.unreadable
-            bar.advance(len(batch.pixels) + len(batch.unreadable))
-            if not len(batch.pixels):
-                continue
-            run.refuse_changed(test.select(batch.indices), batch.sha256)
-            labels.append(test.labels[batch.indices])
-            outputs[0].append(keras_forward(batch.pixels))
-            parts = np.array_split(batch.pixels, min(workers, len(batch.pixels)))
-            for pool, collected in zip(pools, outputs[1:], strict=True):
-                collected.extend(threads.map(pool.run, parts))
-    data.check_unreadable(unreadable, len(test))
-    return (
-        np.concatenate(labels),
-        [np.concatenate(parts) for parts in outputs],
-        tuple(failure.id for failure in unreadable),
-        pools[0].runtime,
-    )
+            if self._fits:
+                kept.append(batch)
+            yield batch
+        ids = tuple(failure.id for failure in unreadable)
+        if self._unreadable is None:
+            data.check_unreadable(unreadable, len(self.examples))
+            self._unreadable = ids
+        elif ids != self._unreadable:
+            # What Keras said in the first pass would stand beside other photos.
+            changed = sorted(set(ids) ^ set(self._unreadable))
+            raise DatasetError(f"{self.examples.root / changed[0]}: came or went meanwhile. Run the same command again")
+        if self._fits:
+            self._kept = kept
 
 
-def _keras_forward(run: RunDir) -> Forward:
+def _name(model: bytes | Path) -> str:
+    return str(model) if isinstance(model, Path) else "the model"
+
+
+def keras_forward(run: RunDir) -> Forward:
+    """Load a run's Keras model: raw pixels [n, h, w, 3] -> probabilities [n, classes]."""
     quiet_tensorflow()
     import keras
     import tensorflow as tf
@@ -175,13 +270,27 @@ def _keras_forward(run: RunDir) -> Forward:
 
 
 def show(report: EvaluationReport) -> str:
-    """One line per artifact."""
-    rows = [("keras", report.keras, 1.0)] + [(a.scheme, a.scores, a.agreement) for a in report.artifacts]
-    return "\n".join(
-        f"{name:14} top-1 {100 * s.top1:.2f} % ({100 * s.top1_low:.1f}-{100 * s.top1_high:.1f}), macro F1 "
-        f"{100 * s.f1:.2f} %, log loss {s.log_loss:.4f}, as Keras {100 * same:.2f} %"
-        for name, s, same in rows
-    )
+    """A line of titles, then one per model; the drop and all that follows from it is against Keras, in points."""
+    wide = max(len(name) for name in ("keras", *(a.scheme for a in report.artifacts)))
+    keras, before = report.keras, report.artifacts[0].against_keras.calibration_error_before
+    lines = [
+        f"{'':{wide}}  top-1 %  95 % interval    drop   95 % interval  McNemar p  as Keras %    F1 %  log loss  "
+        "calib. error %",
+        f"{'keras':{wide}}  {_shown(keras)}{'':45}  {100 * keras.f1:8.2f}  {keras.log_loss:8.4f}  {100 * before:.2f}",
+    ]
+    for artifact in report.artifacts:
+        scores, found = artifact.scores, artifact.against_keras
+        interval = f"{100 * found.drop_low:+.2f}..{100 * found.drop_high:+.2f}"
+        lines.append(
+            f"{artifact.scheme:{wide}}  {_shown(scores)} {100 * found.drop:+7.2f}  {interval:>14}  "
+            f"{found.mcnemar_p:9.2g}  {100 * found.agreement:10.2f}{100 * scores.f1:8.2f}  {scores.log_loss:8.4f}  "
+            f"{100 * found.calibration_error_before:.2f} -> {100 * found.calibration_error_after:.2f}"
+        )
+    return "\n".join(lines)
+
+
+def _shown(scores: Scores) -> str:
+    return f"{100 * scores.top1:7.2f}  {f'{100 * scores.top1_low:.1f}-{100 * scores.top1_high:.1f}':>13}"
 
 
 if __name__ == "__main__":

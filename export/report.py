@@ -1,7 +1,9 @@
 """Everything that was measured on a run, in one table and one file: `python -m export.report RUN`. Measures nothing."""
 
+import gzip
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -18,7 +20,27 @@ from export.schemes import SCHEMES
 
 PROG = "python -m export.report"
 REPORT = "report.json"
-_ORDER = {name: index for index, name in enumerate(SCHEMES)}
+TITLES = (
+    "size\nMB",
+    "gzip\nMB",
+    "top-1\n%",
+    "95 %\ninterval",
+    "drop\n",
+    "95 %\ninterval",
+    "as Keras\n%",
+    "calib.\nerror %",
+    "ms\nmedian",
+    "ms\np90",
+)
+COMPRESSIONS = ("pruned_", "clustered_")
+"""What may stand before the name of a scheme."""
+COMPRESSED = (
+    "pruned_, clustered_: what shrinks is what is transferred compressed (gzip), not the file",
+    "pruned_: expect no speed from the zeros. XNNPACK skips them only in float models stored sparse, between a 3x3 "
+    "convolution of stride 2 padded by 1 on each side and a mean over the image, where at least 2/3 of the weights of "
+    "the 1x1 convolutions are zero, and not on x86 with AVX",
+)
+"""tensorflow/lite/delegates/xnnpack/README.md, "Sparse Inference"; google/XNNPACK issues 1419 (int8) and 3170 (x86)."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +60,30 @@ class ReportRow:
     """Of the .tflite file, relative to the run directory."""
     sha256: str
     size_bytes: int
+    gzip_bytes: int
+    """Of the file after `gzip -9`: what a download or an app store transfers."""
     top1: float
     top1_low: float
     top1_high: float
     """95 % Wilson interval."""
     top1_drop: float
-    """Accuracy lost against the float32 artifact (against Keras where there is none); negative: gained."""
+    """Accuracy lost against the Keras model on the same photos; negative: gained."""
+    top1_drop_low: float
+    top1_drop_high: float
+    """95 % interval, paired (`edgetl.comparison`)."""
+    lost: int
+    gained: int
+    """Photos that only Keras, and that only the artifact, names rightly."""
+    mcnemar_p: float
+    """How often chance alone would divide them at least as unevenly."""
     agreement: float
     """Share of test photos on which the artifact and Keras name the same class."""
+    max_difference: float
+    """Largest absolute difference of a probability to Keras."""
+    class_drops: tuple[float | None, ...]
+    """Recall lost in each class, in the order of `Report.class_samples`; None for a class without test photos."""
+    calibration_error: float
+    """How far its scores are from being probabilities (`edgetl.comparison`)."""
     latency_ms_median: float | None
     latency_ms_p90: float | None
     """One invocation on this machine; None where `export.benchmark` has not been run."""
@@ -63,6 +101,9 @@ class Report:
     data_sha256: str
     run_sha256: str
     keras_top1: float
+    keras_calibration_error: float
+    class_samples: dict[str, int]
+    """Class -> test photos."""
     device: str
     threads: int
     kernels: str
@@ -72,8 +113,8 @@ class Report:
     artifacts: tuple[ReportRow, ...]
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
-    """What the recipe says of the training, such as what was thawed and whether it overfitted."""
-    schema_version: int = 1
+    """What the recipe says of the training, such as whether it overfitted, and what to know of the artifacts."""
+    schema_version: int = 2
 
 
 def main(config: Config) -> Report:
@@ -85,13 +126,12 @@ def main(config: Config) -> Report:
     """
     config = checked(config)
     run = open_run(config.run)
-    artifacts = sorted(find_artifacts(run), key=lambda artifact: _ORDER.get(artifact.scheme, len(_ORDER)))
+    artifacts = sorted(find_artifacts(run), key=lambda artifact: _order(artifact.scheme))
     if not (run.export_path / EVALUATION).is_file():
         raise ArtifactError(f"{run.export_path}: not evaluated yet. Run python -m export.evaluate {run.path}")
     evaluation = read_json(EvaluationReport, run.export_path / EVALUATION)
     latencies = {artifact.scheme: _latency(run, artifact) for artifact in artifacts}
     scored = {scores.sha256: scores for scores in evaluation.artifacts}
-    reference = next((s.scores.top1 for s in evaluation.artifacts if s.scheme == "float32"), evaluation.keras.top1)
     for artifact in artifacts:
         if artifact.sha256 not in scored:
             raise ArtifactError(
@@ -113,21 +153,33 @@ def main(config: Config) -> Report:
         data_sha256=run.manifest.data_sha256,
         run_sha256=evaluation.run_sha256,
         keras_top1=evaluation.keras.top1,
+        keras_calibration_error=evaluation.artifacts[0].against_keras.calibration_error_before,
+        class_samples=dict(zip(run.class_names, map(sum, evaluation.keras.confusion), strict=True)),
         device=device,
         threads=threads,
         kernels=kernels,
         noisy=any(latency.noisy for latency in timed),
-        artifacts=tuple(_row(a, scored[a.sha256], latencies[a.scheme], reference) for a in artifacts),
+        artifacts=tuple(_row(run, a, scored[a.sha256], latencies[a.scheme]) for a in artifacts),
         versions=evaluation.versions,
-        notes=_notes(run),
+        notes=_notes(run, artifacts),
     )
     write_atomic(run.path / REPORT, to_json(report))
     return report
 
 
-def _notes(run: RunDir) -> tuple[str, ...]:
-    """What the recipe left to say, if it did."""
-    return tuple(json.loads((run.path / METRICS).read_bytes()).get("notes", ()))
+def _order(scheme: str) -> tuple[int, int, str]:
+    """Sort key: by row of the table of schemes, each followed by its compressed forms; unknown ones last."""
+    prefix = next((prefix for prefix in COMPRESSIONS if scheme.startswith(prefix)), "")
+    rows = list(SCHEMES)
+    base = scheme.removeprefix(prefix)
+    return rows.index(base) if base in rows else len(rows), ("", *COMPRESSIONS).index(prefix), scheme
+
+
+def _notes(run: RunDir, artifacts: Sequence[Artifact]) -> tuple[str, ...]:
+    """What the recipe left to say, if it did, and what a reader of the sizes should know."""
+    compressed = any(artifact.scheme.startswith(COMPRESSIONS) for artifact in artifacts)
+    notes = tuple(json.loads((run.path / METRICS).read_bytes()).get("notes", ()))
+    return (*notes, *COMPRESSED) if compressed else notes
 
 
 def _latency(run: RunDir, artifact: Artifact) -> LatencyReport | None:
@@ -140,18 +192,28 @@ def _latency(run: RunDir, artifact: Artifact) -> LatencyReport | None:
     return latency
 
 
-def _row(artifact: Artifact, result: ArtifactScores, latency: LatencyReport | None, reference: float) -> ReportRow:
-    scores = result.scores
+def _row(run: RunDir, artifact: Artifact, result: ArtifactScores, latency: LatencyReport | None) -> ReportRow:
+    scores, found = result.scores, result.against_keras
+    content = (run.export_path / artifact.path).read_bytes()
     return ReportRow(
         scheme=artifact.scheme,
         path=f"export/{artifact.path}",
         sha256=artifact.sha256,
         size_bytes=artifact.size_bytes,
+        gzip_bytes=len(gzip.compress(content, compresslevel=9, mtime=0)),
         top1=scores.top1,
         top1_low=scores.top1_low,
         top1_high=scores.top1_high,
-        top1_drop=reference - scores.top1,
-        agreement=result.agreement,
+        top1_drop=found.drop,
+        top1_drop_low=found.drop_low,
+        top1_drop_high=found.drop_high,
+        lost=found.lost,
+        gained=found.gained,
+        mcnemar_p=found.mcnemar_p,
+        agreement=found.agreement,
+        max_difference=found.max_difference,
+        class_drops=found.class_drops,
+        calibration_error=found.calibration_error_after,
         latency_ms_median=latency.median_ms if latency else None,
         latency_ms_p90=latency.p90_ms if latency else None,
         samples=scores.samples,
@@ -159,36 +221,65 @@ def _row(artifact: Artifact, result: ArtifactScores, latency: LatencyReport | No
 
 
 def show(report: Report) -> str:
-    """The table for the terminal."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column("scheme", no_wrap=True)
-    for title in ("size MB", "top-1 %", "95 % interval", "drop", "as Keras %", "ms median", "ms p90"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in report.artifacts:
-        table.add_row(
-            row.scheme,
-            f"{row.size_bytes / 1e6:.2f}",
-            f"{100 * row.top1:.2f}",
-            f"{100 * row.top1_low:.1f}-{100 * row.top1_high:.1f}",
-            f"{100 * row.top1_drop:+.2f}",
-            f"{100 * row.agreement:.2f}",
-            *("-" if ms is None else f"{ms:.2f}" for ms in (row.latency_ms_median, row.latency_ms_p90)),
-        )
-    buffer = StringIO()
-    Console(file=buffer, width=120).print(table)
-    samples = report.artifacts[0].samples
+    """The table for the terminal, and what to know with it."""
+    keras = f"{100 * report.keras_top1:.2f} %, calibration error {100 * report.keras_calibration_error:.2f} %"
     lines = [
-        *(line.rstrip() for line in buffer.getvalue().splitlines()),
-        f"{samples} test photos of {report.data}; Keras itself: {100 * report.keras_top1:.2f} %",
+        *_table(report.artifacts),
+        f"{report.artifacts[0].samples} test photos of {report.data}; Keras itself: {keras}",
+        "drop: points of top-1 lost against Keras; its interval is from the photos that only one of the two gets right",
+        *filter(None, (_uneven(row, report.class_samples) for row in report.artifacts)),
         _circumstances(report),
         *report.notes,
         f"files: {report.run}/export/<scheme>.tflite; figures: {report.run}/{REPORT}",
     ]
     return "\n".join(lines)
+
+
+def _table(rows: Sequence[ReportRow]) -> list[str]:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("scheme", no_wrap=True)
+    for title in TITLES:
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.scheme,
+            f"{row.size_bytes / 1e6:.2f}",
+            f"{row.gzip_bytes / 1e6:.2f}",
+            f"{100 * row.top1:.2f}",
+            f"{100 * row.top1_low:.1f}-{100 * row.top1_high:.1f}",
+            f"{100 * row.top1_drop:+.2f}",
+            f"{100 * row.top1_drop_low:+.2f}..{100 * row.top1_drop_high:+.2f}",
+            f"{100 * row.agreement:.2f}",
+            f"{100 * row.calibration_error:.2f}",
+            *(_ms(time) for time in (row.latency_ms_median, row.latency_ms_p90)),
+        )
+    buffer = StringIO()
+    Console(file=buffer, width=121).print(table)  # the last one is the table's margin
+    return [line.rstrip() for line in buffer.getvalue().splitlines()]
+
+
+def _ms(time: float | None) -> str:
+    return "-" if time is None else f"{time:.2f}" if time < 1000 else f"{time:.0f}"
+
+
+def _uneven(row: ReportRow, class_samples: dict[str, int]) -> str:
+    """Name the class that lost more than its share, if one did: what the overall drop hides."""
+    losses = [
+        (drop, round(drop * samples), samples, name)
+        for drop, (name, samples) in zip(row.class_drops, class_samples.items(), strict=True)
+        # A share is what the interval of the overall drop allows; one photo alone is no sign of anything.
+        if drop is not None and drop > max(row.top1_drop_high, 0) and round(drop * samples) > 1
+    ]
+    if not losses:
+        return ""
+    drop, photos, samples, name = max(losses)
+    more = f"; so did {len(losses) - 1} more class(es)" if len(losses) > 1 else ""
+    of = f"{photos} of {samples} photos"
+    return f"{row.scheme}: {name} lost more than its share, {100 * drop:.1f} points of recall ({of}){more}"
 
 
 def _circumstances(report: Report) -> str:

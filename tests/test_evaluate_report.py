@@ -1,6 +1,7 @@
 """The figures in the report are those of the files: recomputed by hand, and refused when stale."""
 
 import dataclasses
+import gzip
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from photos import make_photo_folder
 
 from edgetl import data
+from edgetl.comparison import calibration_error, mcnemar, paired_interval
 from edgetl.config import from_json, to_json
 from edgetl.errors import ArtifactError, DatasetError, RunError
 from edgetl.rundir import RunDir, read_json, sha256_of
@@ -17,7 +19,7 @@ from export import benchmark, evaluate, report
 from export.artifacts import find_artifacts
 from export.benchmark import LatencyReport
 from export.device.interpreter import Model
-from export.evaluate import EVALUATION, EvaluationReport
+from export.evaluate import EVALUATION, EvaluationReport, EvaluationSet
 from export.report import Report
 from export.schemes import SCHEMES
 
@@ -25,15 +27,24 @@ PROMISED = {
     "scheme",
     "path",
     "size_bytes",
+    "gzip_bytes",
     "top1",
     "top1_low",
     "top1_high",
     "top1_drop",
+    "top1_drop_low",
+    "top1_drop_high",
+    "mcnemar_p",
     "agreement",
+    "calibration_error",
     "latency_ms_median",
     "latency_ms_p90",
     "samples",
 }
+
+
+def schemes_of(run: RunDir) -> list[str]:
+    return [artifact.scheme for artifact in find_artifacts(run)]
 
 
 def by_hand(run: RunDir) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -43,7 +54,7 @@ def by_hand(run: RunDir) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]
     model = keras.saving.load_model(run.model_path, compile=False)
     outputs = {
         scheme: np.stack([Model(run.export_path / f"{scheme}.tflite").predict(photo) for photo in photos])
-        for scheme in SCHEMES
+        for scheme in schemes_of(run)
     }
     return splits.test.labels, model.predict(photos.astype(np.float32), verbose=0), outputs
 
@@ -52,8 +63,9 @@ def test_figures_are_those_of_the_files(finished_run: RunDir) -> None:
     labels, expected, outputs = by_hand(finished_run)
     evaluation = read_json(EvaluationReport, finished_run.export_path / EVALUATION)
     written = json.loads((finished_run.path / "report.json").read_bytes())
-    assert {row["scheme"] for row in written["artifacts"]} == set(SCHEMES)
+    assert {row["scheme"] for row in written["artifacts"]} == set(outputs) >= {"float32", "float16", "int8"}
     assert len(labels) == 15
+    keras_top1 = float((expected.argmax(axis=1) == labels).mean())
     top1 = {scheme: float((values.argmax(axis=1) == labels).mean()) for scheme, values in outputs.items()}
     for row, scores in zip(
         sorted(written["artifacts"], key=lambda row: row["scheme"]),
@@ -67,18 +79,30 @@ def test_figures_are_those_of_the_files(finished_run: RunDir) -> None:
         assert (row["sha256"], row["size_bytes"], row["samples"]) == (sha256_of(path), path.stat().st_size, 15)
         assert row["top1"] == scores.scores.top1 == pytest.approx(top1[scheme])
         assert row["top1_low"] <= row["top1"] <= row["top1_high"]
-        assert row["top1_drop"] == pytest.approx(top1["float32"] - top1[scheme])
-        assert row["agreement"] == (outputs[scheme].argmax(axis=1) == expected.argmax(axis=1)).mean()
+        named, right = outputs[scheme].argmax(axis=1), expected.argmax(axis=1) == labels
+        lost, gained = int((right & (named != labels)).sum()), int((~right & (named == labels)).sum())
+        assert row["top1_drop"] == pytest.approx(keras_top1 - top1[scheme])
+        assert (row["lost"], row["gained"]) == (lost, gained)
+        assert [row["top1_drop_low"], row["top1_drop_high"]] == pytest.approx(paired_interval(lost, gained, 15))
+        assert row["mcnemar_p"] == pytest.approx(mcnemar(lost, gained))
+        assert row["agreement"] == (named == expected.argmax(axis=1)).mean()
+        recalls = [(right[labels == c].mean(), (named == labels)[labels == c].mean()) for c in range(3)]
+        assert row["class_drops"] == pytest.approx([before - after for before, after in recalls])
+        assert row["calibration_error"] == pytest.approx(calibration_error(labels, outputs[scheme]), abs=1e-5)
+        assert row["gzip_bytes"] == len(gzip.compress(path.read_bytes(), 9, mtime=0)) < row["size_bytes"]
         # Keras runs batches here and there of other sizes: float32 sums in another order.
         gap = np.abs(outputs[scheme] - expected).max()
-        assert scores.max_difference == pytest.approx(gap, abs=1e-5)
+        assert row["max_difference"] == scores.against_keras.max_difference == pytest.approx(gap, abs=1e-5)
+        assert scores.against_keras.samples == 15
         chosen = outputs[scheme][np.arange(15), labels].astype(np.float64) / outputs[scheme].sum(axis=1)
         assert scores.scores.log_loss == pytest.approx(-np.log(np.clip(chosen, 1e-7, None)).mean(), abs=1e-5)
         times = read_json(LatencyReport, finished_run.export_path / f"{scheme}.latency.json").runs_ms
         assert len(times) == 10
         assert row["latency_ms_median"] == np.median(times)
         assert row["latency_ms_p90"] == pytest.approx(np.percentile(times, 90))
-    assert written["keras_top1"] == evaluation.keras.top1 == (expected.argmax(axis=1) == labels).mean()
+    assert written["keras_top1"] == evaluation.keras.top1 == keras_top1
+    assert written["keras_calibration_error"] == pytest.approx(calibration_error(labels, expected), abs=1e-5)
+    assert written["class_samples"] == {"cat": 5, "dog": 5, "owl": 5}
     assert written["run_sha256"] == sha256_of(finished_run.model_path)
     assert written["data_sha256"] == evaluation.data_sha256 == finished_run.manifest.data_sha256
 
@@ -87,7 +111,8 @@ def test_report_round_trips_and_names_circumstances(finished_run: RunDir) -> Non
     text = (finished_run.path / "report.json").read_text()
     found = from_json(Report, text)
     assert to_json(found) == text
-    assert [row.scheme for row in found.artifacts] == list(SCHEMES)  # in the order of the table of schemes
+    assert [row.scheme for row in found.artifacts] == [name for name in SCHEMES if name in schemes_of(finished_run)]
+    assert (found.schema_version, len(found.artifacts)) == (2, len(schemes_of(finished_run)))
     assert (found.threads, found.kernels, found.recipe) == (1, "xnnpack", "feature_extraction")
     assert "core(s)" in found.device and found.versions["ai-edge-litert"]
     assert found.notes == (), "this recipe leaves none"
@@ -95,24 +120,111 @@ def test_report_round_trips_and_names_circumstances(finished_run: RunDir) -> Non
     assert (evaluation.split, evaluation.kernels, evaluation.unreadable) == ("test", "xnnpack", ())
 
 
-def test_table_is_readable_at_100_columns(finished_run: RunDir) -> None:
+def test_table_is_readable_at_120_columns(finished_run: RunDir) -> None:
     made = from_json(Report, (finished_run.path / "report.json").read_bytes())
     worst = dataclasses.replace(
         made,
         artifacts=tuple(
-            dataclasses.replace(row, size_bytes=999_990_000, latency_ms_median=12345.678, latency_ms_p90=12345.678)
+            dataclasses.replace(
+                row,
+                scheme="clustered_dynamic_int8",
+                size_bytes=999_990_000,
+                gzip_bytes=999_990_000,
+                top1_drop=-1.0,
+                top1_drop_low=-1.0,
+                top1_drop_high=-0.9999,
+                latency_ms_median=12345.678,
+                latency_ms_p90=12345.678,
+            )
             for row in made.artifacts
         ),
     )
-    for shown in (report.show(made), report.show(worst)):
+    for told in (made, worst):
+        shown = report.show(told)
         lines = shown.splitlines()
         table = lines[: next(number for number, line in enumerate(lines) if "test photos" in line)]
-        assert max(len(line) for line in table) <= 100
+        assert max(len(line) for line in table) <= 120
         assert "…" not in shown and "..." not in shown
-        for scheme in SCHEMES:
-            assert any(line.split()[:1] == [scheme] for line in table)
+        for row in told.artifacts:
+            assert any(line.split()[:1] == [row.scheme] for line in table)
         assert "15 test photos" in shown and "report.json" in shown
-    assert "12345.68" in report.show(worst) and "999.99" in report.show(worst)
+    assert " 12346" in report.show(worst) and "999.99" in report.show(worst)
+    assert "-100.00..-99.99" in report.show(worst)
+
+
+def test_table_shows_the_drop_with_its_interval_and_sizes_as_sent(finished_run: RunDir) -> None:
+    made = from_json(Report, (finished_run.path / "report.json").read_bytes())
+    row = dataclasses.replace(
+        made.artifacts[0],
+        size_bytes=3_670_000,
+        gzip_bytes=3_280_000,
+        top1=0.8537,
+        top1_low=0.825,
+        top1_high=0.879,
+        top1_drop=0.0046,
+        top1_drop_low=-0.00512,
+        top1_drop_high=0.01424,
+        agreement=0.9817,
+        calibration_error=0.0312,
+        latency_ms_median=None,
+        latency_ms_p90=None,
+    )
+    shown = report.show(dataclasses.replace(made, artifacts=(row,)))
+    cells = next(line for line in shown.splitlines() if line.split()[:1] == [row.scheme]).split()
+    expected = "3.67 3.28 85.37 82.5-87.9 +0.46 -0.51..+1.42 98.17 3.12 - -"
+    assert cells[1:] == expected.split()
+
+
+def rows_losing(finished_run: RunDir, high: float, drops: tuple[float | None, ...], samples: int) -> str:
+    made = from_json(Report, (finished_run.path / "report.json").read_bytes())
+    row = dataclasses.replace(made.artifacts[0], top1_drop_high=high, class_drops=drops)
+    return report.show(
+        dataclasses.replace(made, artifacts=(row,), class_samples=dict.fromkeys(made.class_samples, samples))
+    )
+
+
+def test_a_class_that_lost_more_than_its_share_is_named(finished_run: RunDir) -> None:
+    assert "dog lost more than its share, 30.0 points of recall (6 of 20 photos)\n" in rows_losing(
+        finished_run, 0.1, (-0.2, 0.3, 0.1), 20
+    )
+    shown = rows_losing(finished_run, 0.05, (0.3, 0.4, 0.0), 20)
+    assert "dog lost more than its share, 40.0 points of recall (8 of 20 photos); so did 1 more class(es)" in shown
+    for high, drops, samples in (
+        (0.35, (-0.2, 0.3, 0.1), 20),  # within the interval of the whole
+        (0.01, (0.0, 0.05, None), 20),  # one photo
+        (-0.3, (-0.5, -0.2, -0.4), 20),  # gained less than the others
+    ):
+        assert "more than its share" not in rows_losing(finished_run, high, drops, samples)
+
+
+def test_schemes_stand_in_the_order_of_their_table_each_before_its_compressed_forms() -> None:
+    names = ["clustered_int8", "int7", "float16", "pruned_int8", "int8", "pruned_float32", "pruned_int7", "float32"]
+    assert sorted(names, key=report._order) == [
+        "float32",
+        "pruned_float32",
+        "float16",
+        "int8",
+        "pruned_int8",
+        "clustered_int8",
+        "int7",
+        "pruned_int7",
+    ]
+
+
+def test_compressed_artifacts_bring_a_note_on_what_shrinks(run_copy: RunDir) -> None:
+    before = from_json(Report, (run_copy.path / "report.json").read_bytes())
+    assert before.notes == (), "only where there is such an artifact"
+    (artifact,) = find_artifacts(run_copy, ["int8"])
+    for old in run_copy.export_path.glob("int8.*"):
+        old.rename(old.with_name(f"pruned_{old.name}"))
+    changed = dataclasses.replace(artifact, scheme="pruned_int8", path="pruned_int8.tflite")
+    (run_copy.export_path / "pruned_int8.json").write_text(to_json(changed))
+    made = report.main(report.Config(run_copy.path))
+    assert made.artifacts[-1].scheme == "pruned_int8"
+    notes = " ".join(made.notes)
+    assert "gzip" in notes and "XNNPACK" in notes and "2/3" in notes
+    assert all(note in report.show(made) for note in made.notes)
+    assert from_json(Report, (run_copy.path / "report.json").read_bytes()) == made
 
 
 def test_notes_on_the_training_stand_below_the_table(finished_run: RunDir) -> None:
@@ -130,8 +242,90 @@ def test_notes_on_the_training_stand_below_the_table(finished_run: RunDir) -> No
 
 def test_evaluation_says_one_line_per_artifact(finished_run: RunDir) -> None:
     evaluation = read_json(EvaluationReport, finished_run.export_path / EVALUATION)
-    lines = evaluate.show(evaluation).splitlines()
-    assert lines[0].startswith("keras") and len(lines) == 1 + len(SCHEMES)
+    titles, keras_line, *lines = evaluate.show(evaluation).splitlines()
+    assert keras_line.startswith("keras") and max(map(len, (titles, keras_line, *lines))) <= 125
+    for line, artifact in zip(lines, evaluation.artifacts, strict=True):
+        found = artifact.against_keras
+        assert line.split()[0] == artifact.scheme
+        assert f"{100 * found.drop:+.2f}" in line
+        assert f" {100 * found.drop_low:+.2f}..{100 * found.drop_high:+.2f} " in line
+        assert f"{100 * found.calibration_error_before:.2f} -> {100 * found.calibration_error_after:.2f}" in line
+        assert f" {found.mcnemar_p:.2g} " in line
+    # Numbers end under the ends of their titles.
+    for title in ("top-1 %", "drop", "McNemar p", "as Keras %", "F1 %", "log loss"):
+        end = titles.index(f"{title} ") + len(title)
+        assert all(line[end - 1].isdigit() and not line[end].strip() for line in lines), title
+
+
+# --- one split, many models -----------------------------------------------------------------------------------------
+
+
+def count(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[object]:
+    """Note the calls of a function."""
+    calls: list[object] = []
+    real = getattr(owner, name)
+
+    def noted(*args: object, **keywords: object) -> object:
+        calls.append(args)
+        return real(*args, **keywords)
+
+    monkeypatch.setattr(owner, name, noted)
+    return calls
+
+
+def test_models_are_scored_as_bytes_on_any_split(finished_run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = finished_run.export_path / "int8.tflite"
+    validation = finished_run.splits().validation
+    decoded, loaded = count(monkeypatch, data, "decoded"), count(monkeypatch, evaluate, "keras_forward")
+    photos = EvaluationSet(finished_run, validation, workers=2)
+    first = photos.predictions([path.read_bytes(), finished_run.export_path / "float32.tflite"])
+    again = photos.predictions([path])
+    alone = photos.predictions([])
+    assert (len(decoded), len(loaded)) == (1, 1), "photos decoded once, Keras asked once"
+    assert first.labels.tolist() == validation.labels.tolist() and 0 < len(validation) < 15
+    single = Model(path)
+    by_one = np.stack([single.predict(data.read_image(each.path, finished_run.inputs)) for each in validation])
+    np.testing.assert_array_equal(first.outputs[0], by_one)
+    np.testing.assert_array_equal(again.outputs[0], by_one)
+    assert again.keras is first.keras is alone.keras and again.labels.tolist() == first.labels.tolist()
+    assert (alone.outputs, alone.runtime, first.runtime) == ((), "", again.runtime)
+    np.testing.assert_allclose(first.outputs[1], first.keras, atol=1e-4)  # what a float32 artifact must reach
+
+
+def test_photos_that_do_not_fit_are_decoded_again(finished_run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    validation = finished_run.splits().validation
+    said = np.full((len(validation), 3), 0.25, np.float32)
+    asked: list[int] = []
+
+    def forward(pixels: np.ndarray) -> np.ndarray:
+        asked.append(len(pixels))
+        return said[: len(pixels)]
+
+    decoded = count(monkeypatch, data, "decoded")
+    size = len(validation) * 64 * 64 * 3
+    for keep_bytes, passes in ((size - 1, 2), (size, 1)):
+        decoded.clear()
+        asked.clear()
+        photos = EvaluationSet(finished_run, validation, workers=1, keep_bytes=keep_bytes, forward=forward)
+        first, second = (photos.predictions([finished_run.export_path / "int8.tflite"]) for _ in range(2))
+        assert len(decoded) == passes
+        assert sum(asked) == len(validation), "what Keras says is kept all the same"
+        np.testing.assert_array_equal(first.keras, said)
+        np.testing.assert_array_equal(first.outputs[0], second.outputs[0])
+
+
+def test_a_model_of_another_run_or_none_at_all_is_refused(finished_run: RunDir, tmp_path: Path) -> None:
+    photos = EvaluationSet(
+        finished_run, finished_run.splits().validation, forward=lambda pixels: pixels[:, 0, 0].astype(np.float32)
+    )
+    with pytest.raises(ArtifactError, match="not a TFLite model"):
+        photos.predictions([b"no model at all"])
+    with pytest.raises(ArtifactError, match=r"gone\.tflite"):
+        photos.predictions([tmp_path / "gone.tflite"])
+    photos.run = dataclasses.replace(finished_run)
+    photos.run.__dict__["class_names"] = ("cat", "dog")
+    with pytest.raises(ArtifactError, match="gives 3 scores, the run has 2 classes"):
+        photos.predictions([finished_run.export_path / "int8.tflite"])
 
 
 def test_only_some_schemes_can_be_evaluated(run_copy: RunDir) -> None:
@@ -232,3 +426,13 @@ def test_a_photo_that_was_changed_since_is_not_evaluated(own_photos: Path, run_c
     with pytest.raises(DatasetError, match=rf"{photo.name}: used by the run .* missing now"):
         evaluate.main(evaluate.Config(run_copy.path, schemes=("int8",)))
     assert (run_copy.export_path / EVALUATION).read_bytes() == before
+
+
+def test_photos_that_come_or_go_between_two_passes_are_noticed(own_photos: Path, run_copy: RunDir) -> None:
+    splits = run_copy.splits()
+    many = data.Examples(splits.test.source, splits.test.root, splits.test.class_names, splits.train.items)
+    photos = EvaluationSet(run_copy, many, keep_bytes=0, forward=lambda pixels: pixels[:, 0, 0].astype(np.float32))
+    assert photos.predictions([]).unreadable == ()
+    many.items[0].path.write_bytes(b"no photo")
+    with pytest.raises(DatasetError, match=rf"{many.items[0].path.name}: came or went meanwhile"):
+        photos.predictions([])
