@@ -41,7 +41,18 @@ MANIFEST = "manifest.json"
 RESULTS = (CONFIG, INPUTS, LABELS, SPLITS, MODEL, METRICS)
 _TEMPORARY = re.compile(rf"\.[^.]+\.[a-z]+\.[a-z0-9_]{{8}}|\.\d+\.{re.escape(MODEL)}")
 """What `new_file` and `write_model` call a file that is not whole yet."""
-PACKAGES = ("edgetl", "tensorflow", "keras", "ai-edge-litert", "numpy", "pillow", "scikit-learn")
+PACKAGES = (
+    "edgetl",
+    "tensorflow",
+    "keras",
+    "tf_keras",
+    "tensorflow-model-optimization",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+)
 
 
 @dataclass(frozen=True)

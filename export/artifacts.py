@@ -28,7 +28,7 @@ class Artifact:
     size_bytes: int
     inputs: InputSpec
     input_type: str
-    """What the file takes: `float32` or `uint8`, raw pixels either way."""
+    """What the file takes: `float32` or `uint8`, raw pixels either way; `int8`, raw pixels less 128."""
     input_scale: float
     """real = input_scale * (pixel - input_zero_point); 0.0 for a float input."""
     input_zero_point: int
@@ -39,8 +39,10 @@ class Artifact:
     """Of the model.keras that it was made from."""
     calibration: tuple[str, ...]
     """Ids of the photos that ranges were measured on; none for schemes without calibration."""
+    settings: dict[str, str]
+    """What was chosen within the scheme: `ranges`, `float_layers`, how it was trained."""
     versions: dict[str, str]
-    schema_version: int = 1
+    schema_version: int = 2
 
 
 def artifact_files(folder: Path, schemes: Sequence[str] = ()) -> tuple[Path, ...]:

@@ -1,6 +1,7 @@
 """A .tflite file as data: what is really inside, and the one way in which edgetl writes such a file."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import flatbuffers
@@ -15,6 +16,7 @@ BUFFER_ALIGNMENT = 16
 
 FLOAT_TYPES = ("FLOAT32", "FLOAT16", "BFLOAT16", "FLOAT64")
 QUANTIZE = "QUANTIZE"
+DEQUANTIZE = "DEQUANTIZE"
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class TensorType:
     name: str
     type: str
     constant: bool
+    scale: tuple[float, ...] = ()
+    """real = scale * (stored - zero_point), one for all or one per channel; none where it is not quantized."""
+    zero_point: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,12 @@ def unpack(tflite: bytes) -> Any:
 
     if tflite[4:8] != IDENTIFIER:
         raise ArtifactError("not a TFLite model: identifier TFL3 is missing. Export it again")
-    return schema.ModelT.InitFromPackedBuf(tflite, 0)
+    model = schema.ModelT.InitFromPackedBuf(tflite, 0)
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # ai-edge-quantizer appends weights to the flatbuffer; here they go back inside
+            buffer.data = np.frombuffer(tflite, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    return model
 
 
 def pack(model: Any) -> bytes:
@@ -93,24 +103,50 @@ def operators(tflite: bytes) -> tuple[Operator, ...]:
     Raises:
         ArtifactError: the bytes are not a TFLite model.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
     model = unpack(tflite)
-    code_names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
-    type_names = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
     found = []
     for graph in model.subgraphs:
-        tensors = [_tensor(tensor, model.buffers, type_names) for tensor in graph.tensors]
+        tensors = [_tensor(tensor, model.buffers) for tensor in graph.tensors]
         for operator in graph.operators:
             code = model.operatorCodes[operator.opcodeIndex]
             number = max(code.builtinCode, code.deprecatedBuiltinCode)
             custom = code.customCode is not None
-            name = code.customCode.decode() if custom else code_names[number]
+            name = code.customCode.decode() if custom else _names("BuiltinOperator")[number]
             inputs = tuple(tensors[i] for i in operator.inputs if i >= 0)
             found.append(Operator(name, custom, inputs, tuple(tensors[i] for i in operator.outputs)))
     return tuple(found)
 
 
-def _tensor(tensor: Any, buffers: Any, type_names: dict[int, str]) -> TensorType:
-    data = buffers[tensor.buffer].data
-    return TensorType(tensor.name.decode(), type_names[tensor.type], data is not None and len(data) > 0)
+def border(tflite: bytes) -> tuple[TensorType, TensorType]:
+    """The only input and the only output of a model.
+
+    Raises:
+        ArtifactError: the bytes are not a TFLite model, or have several.
+    """
+    model = unpack(tflite)
+    (graph,) = model.subgraphs
+    if (len(graph.inputs), len(graph.outputs)) != (1, 1):
+        raise ArtifactError(f"{len(graph.inputs)} inputs, {len(graph.outputs)} outputs: expected one of each")
+    first, last = (_tensor(graph.tensors[index], model.buffers) for index in (graph.inputs[0], graph.outputs[0]))
+    return first, last
+
+
+def _tensor(tensor: Any, buffers: Any) -> TensorType:
+    content, quantization = buffers[tensor.buffer].data, tensor.quantization
+    scale = () if quantization is None or quantization.scale is None else tuple(map(float, quantization.scale))
+    return TensorType(
+        name=tensor.name.decode(),
+        type=_names("TensorType")[tensor.type],
+        constant=content is not None and len(content) > 0,
+        scale=scale,
+        zero_point=tuple(map(int, quantization.zeroPoint)) if scale else (),
+    )
+
+
+@cache
+def _names(enumeration: str) -> dict[int, str]:
+    """Number -> name of one of the schema's enumerations."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    members = vars(getattr(schema, enumeration)).items()
+    return {value: name for name, value in members if isinstance(value, int)}

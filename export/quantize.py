@@ -1,121 +1,230 @@
-"""(model, scheme, calibration images) -> a checked artifact.
+"""(model, scheme, calibration photos) -> a checked artifact.
 
 Integer artifacts are converted without the normalization layer where that layer is one scale and one offset for
-all channels: the input tensor's own scale and zero point then do its work, and raw uint8 pixels are valid. Where
-normalization differs per channel, or is inside the backbone, it stays in the graph and the input tensor has scale 1 and
-zero point 0. Both are asserted after the conversion.
+all channels: the input tensor's own scale and zero point then do its work, and raw pixels are valid. Where
+normalization differs per channel it stays in the graph as one operator and the input tensor has scale 1. Both are
+asserted after the conversion.
+
+float32, float16, dynamic_int8 and int16x8 come from TFLiteConverter. int8 and mixed_int8 come from the float twin with
+ranges of our own (`export.calibrate`) through the quantizer that TFLiteConverter itself calls; int4 from
+ai-edge-quantizer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.errors import ArtifactError
+from edgetl.console import swallowed_output
+from edgetl.errors import ArtifactError, ConfigError
+from export.calibrate import METHODS, Calibration
 from export.device.interpreter import Model
-from export.flatbuffer import QUANTIZE, Operator, operators
-from export.rounding import rounded_copy
-from export.saved_model import to_tflite
+from export.flatbuffer import DEQUANTIZE, QUANTIZE, Operator, border, compact, operators
+from export.normalization import integer_form
+from export.rounding import STEPS, rounded_copy
+from export.saved_model import frozen_saved_model, to_tflite
 from export.schemes import Scheme
+from export.tensors import Tensors, normalized
 
 if TYPE_CHECKING:
     import keras
 
 ROUNDING_IMAGES = 64
 """Calibration photos, at most, that mean inputs are measured on; means settle long before ranges do."""
+CHECKED_IMAGES = 8
+"""Calibration photos on which artifacts are compared with Keras."""
 FLOAT_TOLERANCE = 1e-4
-"""Largest difference of a probability between Keras and the float32 artifact; other kernels sum in another order."""
+"""Largest difference of a probability between Keras and a float form of it; other kernels sum in another order."""
 
 
 @dataclass(frozen=True)
-class Graph:
-    """A SavedModel and what was taken out of it: it expects `pixels * scale + offset`."""
+class Choices:
+    """What can be chosen within a scheme."""
 
-    saved_model: Path
-    scale: float = 1.0
-    offset: float = 0.0
-
-
-def without_normalization(model: "keras.Model") -> tuple["keras.Model", float, float]:
-    """Cut off a normalization that is the same for all channels.
-
-    Returns:
-        The model behind it, and the scale and offset that its input now expects of raw pixels (1 and 0, and the
-        model as it was, where there is nothing to cut).
-    """
-    import keras
-
-    from edgetl.backbones.build import NORMALIZE_LAYER
-
-    layer = next((x for x in model.layers if x.name == NORMALIZE_LAYER), None)
-    if not isinstance(layer, keras.layers.Rescaling) or np.ndim(layer.scale) or np.ndim(layer.offset):
-        return model, 1.0, 0.0
-    # Keras would number an unnamed model, tensors are named after it, and no two conversions would give the same bytes.
-    part = keras.Model(layer.output, model.output, name=model.name)
-    return part, float(layer.scale), float(layer.offset)
+    ranges: str = "min-max"
+    """How the ranges of int8 activations come out of what calibration saw: a row of `calibrate.METHODS`."""
+    float_layers: tuple[str, ...] = ()
+    """Keras layers that mixed_int8 leaves in floating point."""
 
 
-def prepare(
-    model: "keras.Model", scheme: Scheme, calibration: Sequence[NDArray[np.uint8]]
-) -> tuple["keras.Model", float, float]:
-    """Turn the run's model into the one that a scheme freezes.
+@dataclass(frozen=True)
+class Quantized:
+    """A model that has passed all checks of its scheme."""
 
-    Args:
-        model: raw pixels in; stays as it is.
-        scheme: a row of SCHEMES.
-        calibration: photos, uint8 [h, w, 3]; used where weights become int8.
-
-    Returns:
-        A model, and the scale and offset that its input expects of raw pixels.
-    """
-    scale, offset = 1.0, 0.0
-    if scheme.io == "uint8":
-        model, scale, offset = without_normalization(model)
-    if scheme.weights == "int8":
-        spread = calibration[:: -(-len(calibration) // ROUNDING_IMAGES)]
-        model = rounded_copy(model, np.stack(spread).astype(np.float32) * np.float32(scale) + np.float32(offset))
-    return model, scale, offset
+    tflite: bytes
+    operators: tuple[Operator, ...]
 
 
-def quantize(graph: Graph, scheme: Scheme, calibration: Sequence[NDArray[np.uint8]]) -> bytes:
-    """Convert a graph under a scheme.
+class Quantizer:
+    """One Keras model and calibration photos; what several schemes need is computed once."""
 
-    Args:
-        graph: frozen from what `prepare` returns.
-        scheme: a row of SCHEMES.
-        calibration: photos, uint8 [h, w, 3]; used by integer schemes only.
-    """
+    def __init__(self, model: "keras.Model", photos: Sequence[NDArray[np.uint8]], *, rounding: bool = True) -> None:
+        """Remember what to quantize.
 
-    def configure(converter: Any) -> None:
+        Args:
+            model: raw pixels in, probabilities out; stays as it is.
+            photos: of the training split, uint8 [h, w, 3].
+            rounding: whether integer weights are rounded so that errors cancel (`export.rounding`), or each to the
+                nearest step, which keeps clusters together.
+        """
+        self.model = model
+        self.photos = photos
+        self._rounding = rounding
+
+    def quantize(self, scheme: Scheme, choices: Choices = Choices()) -> Quantized:
+        """Convert the model under a scheme that needs no training.
+
+        Raises:
+            ConfigError: choices that the scheme does not know.
+            ArtifactError: the converter refuses the model, or the result breaks the contract of its scheme.
+        """
+        refuse_choices(scheme, choices)
+        with swallowed_output():
+            if scheme.activations == "int8":
+                tflite = self._integer(scheme, choices)
+                _, scale, offset = self.prepared
+            else:
+                tflite, scale, offset = self._by_converter(scheme), 1.0, 0.0
+        found = check(tflite, scheme, scale, offset)
+        if scheme.mixed:
+            _check_float_part(found, self._operators_of(choices.float_layers))
+        if scheme.io == "float32":
+            few = np.stack(self.photos[:CHECKED_IMAGES])
+            received = Model(tflite).predict_batch(few)
+            if scheme.weights == "float32":
+                check_equal(self.model, few.astype(np.float32), received)
+            if not np.isfinite(received).all():
+                raise ArtifactError(f"{scheme.name}: outputs are not finite (NaN or infinity). Nothing was written")
+        return Quantized(tflite, found)
+
+    @cached_property
+    def prepared(self) -> tuple["keras.Model", float, float]:
+        """The model that integer schemes freeze, and the scale and offset that it expects of raw pixels."""
+        model, scale, offset = integer_form(self.model)
+        return self._rounded(model, "int8", scale, offset), scale, offset
+
+    @cached_property
+    def twin(self) -> bytes:
+        """The same as float .tflite: operator for operator what int8 computes."""
+        model, scale, offset = self.prepared
+        with frozen_saved_model(model) as saved_model:
+            twin = to_tflite(saved_model)
+        images = np.concatenate(list(normalized(self.photos[:CHECKED_IMAGES], scale, offset)))
+        check_equal(model, images, Tensors(twin).outputs(images))
+        return twin
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """What the activations of the twin are."""
+        _, scale, offset = self.prepared
+        return Calibration(self.twin, self.photos, scale, offset)
+
+    @cache  # noqa: B019 (lives as long as the model it belongs to)
+    def annotated(self, ranges: str) -> bytes:
+        """The twin with ranges, for TensorFlow's quantizer."""
+        return self.calibration.annotated(ranges)
+
+    def _integer(self, scheme: Scheme, choices: Choices) -> bytes:
         import tensorflow as tf
+        from tensorflow.lite.python.convert import mlir_quantize
+        from tensorflow.lite.python.convert_phase import ConverterError
 
-        if scheme.weights != "float32":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if scheme.weights == "float16":
-            converter.target_spec.supported_types = [tf.float16]
-        if scheme.activations == "int8":
-            converter.representative_dataset = lambda: _normalized(calibration, graph)
-            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-            converter.inference_input_type = converter.inference_output_type = tf.uint8
+        io = tf.dtypes.as_dtype(scheme.io)
+        try:
+            quantized = mlir_quantize(
+                self.annotated(choices.ranges),
+                input_data_type=io,
+                output_data_type=io,
+                denylisted_nodes=sorted(self._operators_of(choices.float_layers)) or None,
+            )
+        except ConverterError as error:
+            raise ArtifactError(f"{scheme.name}: TensorFlow's quantizer refuses the model: {error}") from error
+        return compact(bytes(quantized))
 
-    return to_tflite(graph.saved_model, configure)
+    def _by_converter(self, scheme: Scheme) -> bytes:
+        model = self.model
+        if scheme.weights in STEPS:
+            model = self._rounded(model, scheme.weights, 1.0, 0.0)
+        with frozen_saved_model(model) as saved_model:
+            tflite = to_tflite(saved_model, lambda converter: _configure(converter, scheme, self.photos))
+        return _int4_weights(tflite) if scheme.weights == "int4" else tflite
+
+    def _rounded(self, model: "keras.Model", weights: str, scale: float, offset: float) -> "keras.Model":
+        if not self._rounding:
+            return model
+        spread = self.photos[:: -(-len(self.photos) // ROUNDING_IMAGES)]
+        return rounded_copy(model, np.concatenate(list(normalized(spread, scale, offset))), STEPS[weights])
+
+    def _operators_of(self, layers: Sequence[str]) -> set[str]:
+        """Names of the twin's operators (of what they write) that compute given Keras layers.
+
+        Raises:
+            ConfigError: no operator computes a layer.
+        """
+        written = (
+            {op.outputs[0].name: keras_layers(op.outputs[0].name) for op in operators(self.twin)} if layers else {}
+        )
+        unknown = [layer for layer in layers if not any(layer in computed for computed in written.values())]
+        if unknown:
+            known = sorted(set().union(*written.values()))
+            raise ConfigError(f"no operator computes layer {', '.join(unknown)}. There are: {', '.join(known)}")
+        return {name for name, computed in written.items() if computed & set(layers)}
 
 
-def _normalized(calibration: Sequence[NDArray[np.uint8]], graph: Graph) -> Iterator[list[NDArray[np.float32]]]:
-    """The calibration photos as the graph takes them.
+def keras_layers(tensor: str) -> frozenset[str]:
+    """Keras layers that an operator computes, from the name of the tensor that it writes.
 
-    Min-max calibration sets the input tensor's range to what it has seen. Two corner pixels of the first photo are
-    set to 0 and 255, so that the range is that of raw pixels whatever the photos hold.
+    The converter joins the names of what it fused: `model_1/conv_1/convolution;model_1/bn_1/batchnorm/mul1`.
     """
-    for index, pixels in enumerate(calibration):
-        image = pixels[None].astype(np.float32)
-        if index == 0:
-            image[0, 0, 0] = 0.0
-            image[0, -1, -1] = 255.0
-        yield [image * np.float32(graph.scale) + np.float32(graph.offset)]
+    scopes = (part.split("/") for part in tensor.split(";"))
+    # The number of its call stands behind each layer's name.
+    return frozenset(scope[1].removesuffix("_1") for scope in scopes if len(scope) > 2)
+
+
+def refuse_choices(scheme: Scheme, choices: Choices) -> None:
+    """Refuse choices that a scheme does not know.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    if choices.ranges not in METHODS:
+        raise ConfigError(f"--ranges {choices.ranges}: unknown. Choose from: {', '.join(METHODS)}")
+    if scheme.mixed and not choices.float_layers:
+        raise ConfigError(
+            f"{scheme.name}: name the layers that stay in float with --float-layers; "
+            "python -m export.optimize finds them"
+        )
+
+
+def recorded(scheme: Scheme, choices: Choices) -> dict[str, str]:
+    """The choices that made a difference, for the artifact's description."""
+    found = {"ranges": choices.ranges} if scheme.activations == "int8" and not scheme.trained else {}
+    return found | ({"float_layers": " ".join(choices.float_layers)} if scheme.mixed else {})
+
+
+def _configure(converter: Any, scheme: Scheme, photos: Sequence[NDArray[np.uint8]]) -> None:
+    """Set the options of a TFLiteConverter."""
+    import tensorflow as tf
+
+    if scheme.weights in ("float16", "int8"):
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if scheme.weights == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if scheme.activations == "int16":
+        integer = tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+        converter.target_spec.supported_ops = [integer]
+        converter.representative_dataset = lambda: ([image] for image in normalized(photos, 1.0, 0.0))
+
+
+def _int4_weights(tflite: bytes) -> bytes:
+    """Store the weights of a float model in 4 bits, one scale per channel."""
+    from ai_edge_quantizer import quantizer, recipe
+
+    worker = quantizer.Quantizer(bytearray(tflite), recipe.weight_only_wi4_afp32())
+    return compact(bytes(worker.quantize(enable_progress_bar=False, enable_progress_report=False).quantized_model))
 
 
 def check(tflite: bytes, scheme: Scheme, scale: float, offset: float) -> tuple[Operator, ...]:
@@ -124,28 +233,28 @@ def check(tflite: bytes, scheme: Scheme, scale: float, offset: float) -> tuple[O
     Args:
         tflite: the model.
         scheme: what it was made for.
-        scale: of raw pixels, as `prepare` returned it.
-        offset: likewise.
+        scale: that the model expects of raw pixels (1 where it normalizes them itself).
+        offset: likewise (0).
 
     Returns:
         The operators of the model.
 
     Raises:
-        ArtifactError: Flex or custom operators, leftover variables; in an integer artifact also float operators,
-            inner QUANTIZE, an input or output other than uint8, or an input tensor for which raw pixels are not valid.
+        ArtifactError: Flex or custom operators, leftover variables; an input or output of another type; in an integer
+            artifact also float operators, inner QUANTIZE, or an input tensor for which raw pixels are not valid.
     """
     found = operators(tflite)
     foreign = sorted({op.name for op in found if op.custom or op.name.startswith(("VAR_HANDLE", "READ_VARIABLE"))})
     if foreign:
         raise ArtifactError(f"{scheme.name}: operators that devices lack: {', '.join(foreign)}. Nothing was written")
-    if scheme.io == "uint8":
-        _check_integer(tflite, found, scheme, scale, offset)
+    if scheme.integer:
+        _check_integer(found, scheme)
+    if scheme.io != "float32":
+        _check_border(tflite, scheme, scale, offset)
     return found
 
 
-def _check_integer(
-    tflite: bytes, found: tuple[Operator, ...], scheme: Scheme, expected_scale: float, expected_offset: float
-) -> None:
+def _check_integer(found: tuple[Operator, ...], scheme: Scheme) -> None:
     floats = sorted({op.name for op in found if op.is_float})
     if floats:
         raise ArtifactError(
@@ -155,27 +264,42 @@ def _check_integer(
     inner = [op.name for op in found[1:-1] if op.name == QUANTIZE]
     if inner:
         raise ArtifactError(f"{scheme.name}: {len(inner)} QUANTIZE inside the graph. Use float16 or dynamic_int8")
-    model = Model(tflite)
-    if (model.input.dtype, model.output.dtype) != ("uint8", "uint8"):
-        raise ArtifactError(f"{scheme.name}: input {model.input.dtype}, output {model.output.dtype}; expected uint8")
-    # scale * (q - zero_point) must equal expected_scale * pixel + expected_offset for q = pixel; the zero point is a
-    # whole number, so an offset such as -1 = -127.5 * 2/255 is met up to half a step.
-    scale, zero_point = model.input.scale, model.input.zero_point
-    if abs(scale / expected_scale - 1) > 1e-4 or abs(zero_point + expected_offset / expected_scale) > 0.501:
+
+
+def _check_border(tflite: bytes, scheme: Scheme, expected_scale: float, expected_offset: float) -> None:
+    first, last = border(tflite)
+    if (first.type.lower(), last.type.lower()) != (scheme.io, scheme.io):
+        raise ArtifactError(f"{scheme.name}: input {first.type}, output {last.type}; expected {scheme.io}")
+    # scale * (stored - zero_point) must equal expected_scale * pixel + expected_offset for stored = pixel (less 128 for
+    # int8); the zero point is a whole number, so an offset such as -1 = -127.5 * 2/255 is met up to half a step.
+    (scale,), (zero_point,) = first.scale, first.zero_point
+    expected = -expected_offset / expected_scale - (128 if scheme.io == "int8" else 0)
+    if abs(scale / expected_scale - 1) > 1e-4 or abs(zero_point - expected) > 0.501:
         raise ArtifactError(
             f"{scheme.name}: raw pixels are not valid for the input tensor (scale {scale:.6g}, zero point "
-            f"{zero_point}; expected {expected_scale:.6g}, {-expected_offset / expected_scale:.4g}). Not written"
+            f"{zero_point}; expected {expected_scale:.6g}, {expected:.4g}). Not written"
         )
 
 
-def check_equal(model: "keras.Model", tflite: bytes, images: Sequence[NDArray[np.uint8]]) -> None:
-    """Refuse a float32 artifact whose outputs differ from Keras.
+def _check_float_part(found: tuple[Operator, ...], wanted: set[str]) -> None:
+    """Refuse a mixed artifact in which other operators compute in floating point than those that were named."""
+    others = [op for op in found if op.is_float and op.name not in (QUANTIZE, DEQUANTIZE)]
+    strange = sorted({op.name for op in others if op.outputs[0].name not in wanted})
+    if strange:
+        raise ArtifactError(f"mixed_int8: {', '.join(strange)} in floating point as well. Name other layers")
+
+
+def check_equal(model: "keras.Model", images: NDArray[np.float32], received: NDArray[np.float32]) -> None:
+    """Refuse a float form whose outputs differ from Keras.
+
+    Args:
+        model: the Keras model.
+        images: as the model takes them, [n, h, w, 3].
+        received: what its float form gave for them, [n, k].
 
     Raises:
         ArtifactError: not finite, or further apart than FLOAT_TOLERANCE.
     """
-    expected = np.asarray(model(np.stack(images).astype(np.float32), training=False))
-    received = Model(tflite).predict_batch(np.stack(images))
-    gap = float(np.abs(expected - received).max())
+    gap = float(np.abs(np.asarray(model(images, training=False)) - received).max())
     if not gap <= FLOAT_TOLERANCE:
         raise ArtifactError(f"float32: outputs differ from Keras by {gap:.3g}, allowed {FLOAT_TOLERANCE}. Not written")

@@ -1,4 +1,4 @@
-"""Puts weights on the int8 grid so that their rounding errors cancel instead of adding up.
+"""Puts weights on the grid of int8 (or int4) so that their rounding errors cancel instead of adding up.
 
 The converter rounds every weight to the nearest of 255 steps. The errors of one filter are random, but what they
 multiply is not: activations behind a ReLU have a mean far from zero, so the sum of errors acts like a bias that moves
@@ -22,16 +22,17 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import keras
 
-STEPS = 127
-"""Steps on each side of zero of a symmetric int8 weight."""
+STEPS = {"int8": 127, "int4": 7}
+"""Steps on each side of zero of a symmetric weight, by its type."""
 
 
-def rounded_copy(model: "keras.Model", images: NDArray[np.float32]) -> "keras.Model":
-    """Copy a model with the weights of all convolutions on their int8 grid.
+def rounded_copy(model: "keras.Model", images: NDArray[np.float32], steps: int = STEPS["int8"]) -> "keras.Model":
+    """Copy a model with the weights of all convolutions on their grid.
 
     Args:
         model: flat functional model, one image input.
         images: calibration photos as the model takes them, [n, h, w, 3].
+        steps: of the grid on each side of zero; that of int8 for depthwise kernels in any case.
     """
     import keras
 
@@ -39,31 +40,35 @@ def rounded_copy(model: "keras.Model", images: NDArray[np.float32]) -> "keras.Mo
     copy.set_weights(model.get_weights())
     layers = [layer for layer in copy.layers if isinstance(layer, tuple(_rounders()))]
     for layer, mean in zip(layers, _mean_inputs(copy, layers, images), strict=True):
-        _rounders()[type(layer)](layer, mean)
+        _rounders()[type(layer)](layer, mean, steps)
     return copy
 
 
-def round_filters(weights: NDArray[np.float32], means: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Round filters to their int8 grid with no error on their mean input.
+def round_filters(
+    weights: NDArray[np.float32], means: NDArray[np.float64], steps: int = STEPS["int8"]
+) -> NDArray[np.float32]:
+    """Round filters to their grid with no error on their mean input.
 
     Args:
         weights: [inputs, filters].
         means: mean of each input, [inputs] or [inputs, filters].
+        steps: of the grid on each side of zero.
 
     Returns:
-        Weights of the same shape; each within one step (largest absolute weight of the filter / 127) of what it was.
+        Weights of the same shape; each within one step (largest absolute weight of the filter / steps) of what it
+        was. Those that are on the grid already, such as the zeros of a pruned filter, stay.
     """
     means = np.broadcast_to(means.reshape(len(weights), -1), weights.shape)
-    step = np.abs(weights).max(axis=0, initial=0.0).astype(np.float64) / STEPS
+    step = np.abs(weights).max(axis=0, initial=0.0).astype(np.float64) / steps
     step[step == 0] = 1.0
     exact = weights / step
-    steps = np.round(exact)
-    error = steps - exact
+    rounded = np.round(exact)
+    error = rounded - exact
     other_way = np.where(error > 0, -1.0, 1.0)
     gain = other_way * means
     residue = (error * means).sum(axis=0)
     # The largest weight of a filter defines its grid and stays.
-    possible = (gain * residue < 0) & (np.abs(steps) < STEPS)
+    possible = (gain * residue < 0) & (np.abs(rounded) < steps) & (error != 0)
     # Squared error rises by 1 - 2|e| when a weight is rounded the other way: spend that where it buys most.
     price = np.where(possible, (1 - 2 * np.abs(error)) / np.maximum(np.abs(gain), 1e-12), np.inf)
     order = np.argsort(price, axis=0)
@@ -71,10 +76,9 @@ def round_filters(weights: NDArray[np.float32], means: NDArray[np.float64]) -> N
         rest = residue[column]
         for row in order[: int(possible[:, column].sum()), column]:
             if abs(rest + gain[row, column]) < abs(rest):
-                steps[row, column] += other_way[row, column]
+                rounded[row, column] += other_way[row, column]
                 rest += gain[row, column]
-    rounded: NDArray[np.float32] = (steps * step).astype(np.float32)
-    return rounded
+    return np.asarray(rounded * step, np.float32)
 
 
 def _mean_inputs(model: "keras.Model", layers: Sequence[Any], images: NDArray[np.float32]) -> list[NDArray[np.float64]]:
@@ -102,25 +106,25 @@ def _rounders() -> dict[type, Any]:
     }
 
 
-def _round_convolution(layer: Any, mean: NDArray[np.float64]) -> None:
-    layer.kernel.assign(_round_kernel(np.asarray(layer.kernel), mean))
+def _round_convolution(layer: Any, mean: NDArray[np.float64], steps: int) -> None:
+    layer.kernel.assign(_round_kernel(np.asarray(layer.kernel), mean, steps))
 
 
-def _round_depthwise(layer: Any, _: NDArray[np.float64]) -> None:
+def _round_depthwise(layer: Any, _: NDArray[np.float64], __: int) -> None:
     layer.kernel.assign(_round_depthwise_kernel(np.asarray(layer.kernel)))
 
 
-def _round_separable(layer: Any, mean: NDArray[np.float64]) -> None:
+def _round_separable(layer: Any, mean: NDArray[np.float64], steps: int) -> None:
     depthwise = _round_depthwise_kernel(np.asarray(layer.depthwise_kernel))
     between = (depthwise.sum(axis=(0, 1)) * mean[:, None]).ravel()
     layer.depthwise_kernel.assign(depthwise)
-    layer.pointwise_kernel.assign(_round_kernel(np.asarray(layer.pointwise_kernel), between))
+    layer.pointwise_kernel.assign(_round_kernel(np.asarray(layer.pointwise_kernel), between, steps))
 
 
-def _round_kernel(kernel: NDArray[np.float32], mean: NDArray[np.float64]) -> NDArray[np.float32]:
+def _round_kernel(kernel: NDArray[np.float32], mean: NDArray[np.float64], steps: int) -> NDArray[np.float32]:
     """[..., inputs, filters]: every tap of a filter sees the same mean of an input channel."""
     flat = kernel.reshape(-1, kernel.shape[-1])
-    return round_filters(flat, np.resize(mean, len(flat))).reshape(kernel.shape)
+    return round_filters(flat, np.resize(mean, len(flat)), steps).reshape(kernel.shape)
 
 
 def _round_depthwise_kernel(kernel: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ SavedModel with a signature, and TFLiteConverter reads that. Freezing first make
 `keras.export` (nothing is traced twice), and leaves no variable that could end up as a VAR_HANDLE.
 """
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,8 +75,20 @@ def to_tflite(saved_model: Path, configure: Callable[[Any], None] = lambda conve
     try:
         return compact(bytes(converter.convert()))
     except (ConverterError, tf.errors.OpError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ArtifactError(f"the converter refuses the model: {reason}. Try another scheme or backbone") from error
+        raise ArtifactError(f"the converter refuses the model: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Say which operators have no built-in form and which Keras layers they are in, or what else is wrong."""
+    lacking = re.findall(r'"(\w+):", "([^"@]+)@[^"]*"[^\n]*is neither a custom op nor a flex op', str(error))
+    if not lacking:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f"{lines[0]}. Try another scheme or backbone"
+    # "model_1/layer_1/op": each name has the number of its call behind it.
+    found = {f"{operator} in layer {re.sub(r'_[0-9]+$', '', scope.split('/')[1])}" for operator, scope in lacking}
+    return (
+        f"no built-in operator for {', '.join(sorted(found))}. Replace the layer; devices have built-in operators only"
+    )
 
 
 def float_tflite(model: "keras.Model") -> bytes:

@@ -23,10 +23,11 @@ from edgetl.probe import fit_linear_probe
 from edgetl.rundir import MODEL, RunDir, sha256_of
 from export import artifacts, convert, quantize, schemes
 from export.artifacts import Artifact, find_artifacts
-from export.convert import Config, calibration_images
+from export.conversion import calibration_photos
+from export.convert import USUAL, Config
 from export.device.interpreter import Model
 from export.flatbuffer import FLOAT_TYPES, QUANTIZE, Operator, operators, unpack
-from export.quantize import FLOAT_TOLERANCE, Graph, check, check_equal, prepare, without_normalization
+from export.quantize import FLOAT_TOLERANCE, Quantizer, check, check_equal
 from export.saved_model import frozen_saved_model, to_tflite
 from export.schemes import SCHEMES
 
@@ -134,7 +135,7 @@ def weight_types(tflite: bytes) -> Counter[str]:
 
 
 def test_weights_are_stored_as_the_scheme_says(finished_run: RunDir) -> None:
-    types = {scheme: weight_types(artifact_bytes(finished_run, scheme)) for scheme in SCHEMES}
+    types = {scheme: weight_types(artifact_bytes(finished_run, scheme)) for scheme in USUAL}
     assert set(types["float32"]) == {"FLOAT32"}
     assert set(types["float16"]) == {"FLOAT16"}
     assert set(types["int8"]) == {"INT8", "INT32"}  # INT32: biases of the layers with more than 1000 channels
@@ -142,7 +143,7 @@ def test_weights_are_stored_as_the_scheme_says(finished_run: RunDir) -> None:
     # The converter leaves depthwise kernels and what has fewer than 1024 elements in float.
     assert types["dynamic_int8"]["INT8"] > 0.9 * types["dynamic_int8"].total()
     assert types["float16"]["FLOAT16"] * 2 == types["float32"]["FLOAT32"]
-    sizes = {scheme: len(artifact_bytes(finished_run, scheme)) for scheme in SCHEMES}
+    sizes = {scheme: len(artifact_bytes(finished_run, scheme)) for scheme in USUAL}
     assert sizes["float16"] < 0.51 * sizes["float32"] and sizes["int8"] < 0.3 * sizes["float32"]
 
 
@@ -159,7 +160,7 @@ def test_float_artifacts_take_and_give_float_and_use_builtin_operators(finished_
 
 def test_artifact_json_describes_the_file(finished_run: RunDir) -> None:
     run_sha256 = sha256_of(finished_run.path / MODEL)
-    for scheme in SCHEMES:
+    for scheme in USUAL:
         path = finished_run.export_path / f"{scheme}.tflite"
         artifact = from_json(Artifact, path.with_suffix(".json").read_bytes())
         model = Model(path)
@@ -199,16 +200,22 @@ def test_calibration_photos_are_a_recorded_stratified_seeded_part_of_train(finis
     assert set(artifact.calibration) <= set(train)
     assert not set(artifact.calibration) & {example.id for part in (splits.validation, splits.test) for example in part}
     assert Counter(train[id_] for id_ in artifact.calibration) == {0: 4, 1: 4, 2: 4}
-    again, images = calibration_images(finished_run, Config(finished_run.path, calibration_images=12, seed=3))
+    again, images = calibration_photos(
+        finished_run, finished_run.splits().train, Config(finished_run.path, calibration_images=12, seed=3)
+    )
     assert tuple(example.id for example in again) == artifact.calibration
     assert len(images) == 12 and images[0].shape == (64, 64, 3) and images[0].dtype == np.uint8
-    other, _ = calibration_images(finished_run, Config(finished_run.path, calibration_images=12, seed=4))
+    other, _ = calibration_photos(
+        finished_run, finished_run.splits().train, Config(finished_run.path, calibration_images=12, seed=4)
+    )
     assert {example.id for example in other} != {example.id for example in again}
 
 
 def test_no_more_photos_than_train_has(finished_run: RunDir) -> None:
     train = finished_run.splits().train
-    chosen, images = calibration_images(finished_run, Config(finished_run.path, calibration_images=10_000))
+    chosen, images = calibration_photos(
+        finished_run, finished_run.splits().train, Config(finished_run.path, calibration_images=10_000)
+    )
     assert len(chosen) == len(images) == len(train)
 
 
@@ -225,17 +232,17 @@ def own_photos(tmp_path: Path, trained_run: RunDir, monkeypatch: pytest.MonkeyPa
 def test_calibration_that_can_not_be_read_is_refused_or_left_off_the_list(
     own_photos: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = own_photos.splits().train.items
-    train[0].path.write_bytes(b"no photo")
+    train = own_photos.splits().train
+    train.items[0].path.write_bytes(b"no photo")
     with pytest.raises(DatasetError, match="1 of 36 files can't be read"):
-        calibration_images(own_photos, Config(own_photos.path, calibration_images=100))
+        calibration_photos(own_photos, train, Config(own_photos.path, calibration_images=100))
     monkeypatch.setattr(data, "check_unreadable", lambda *_: None)
-    chosen, images = calibration_images(own_photos, Config(own_photos.path, calibration_images=100))
-    assert len(chosen) == len(images) == 35 and train[0].id not in {example.id for example in chosen}
+    chosen, images = calibration_photos(own_photos, train, Config(own_photos.path, calibration_images=100))
+    assert len(chosen) == len(images) == 35 and train.items[0].id not in {example.id for example in chosen}
     for example in train:
         example.path.write_bytes(b"no photo")
     with pytest.raises(DatasetError, match=r"no calibration images could be read\. Restore the photos"):
-        calibration_images(own_photos, Config(own_photos.path, calibration_images=100))
+        calibration_photos(own_photos, train, Config(own_photos.path, calibration_images=100))
 
 
 # --- what must not be written ---------------------------------------------------------------------------------------
@@ -251,7 +258,7 @@ def test_an_artifact_that_breaks_a_check_is_not_written(
     monkeypatch.setattr(quantize, guard, refuse)
     with pytest.raises(ArtifactError, match="broken on purpose"):
         convert.main(Config(trained_run.path, schemes=("float32",), calibration_images=3))
-    assert not list(trained_run.export_path.iterdir())
+    assert not trained_run.export_path.exists()
 
 
 def test_a_model_that_the_interpreter_refuses_is_an_artifact_error(
@@ -260,8 +267,8 @@ def test_a_model_that_the_interpreter_refuses_is_an_artifact_error(
     monkeypatch.setattr(quantize, "to_tflite", lambda *_: b"\0\0\0\0TFL3" + b"\0" * 100)
     monkeypatch.setattr(quantize, "operators", lambda _: ())
     with pytest.raises(ArtifactError):
-        convert.main(Config(trained_run.path, schemes=("int8",), calibration_images=3))
-    assert not list(trained_run.export_path.iterdir())
+        convert.main(Config(trained_run.path, schemes=("float16",), calibration_images=3))
+    assert not trained_run.export_path.exists()
 
 
 @pytest.mark.parametrize(
@@ -290,19 +297,19 @@ def tiny_graph(saturated: bool = False) -> bytes:
     x = keras.layers.GlobalAveragePooling2D()(x)
     model = keras.Model(images, keras.layers.Dense(3, activation="softmax")(x))
     photos = [make_photo(kind, 0, (8, 8)) for kind in range(3)]
+    if not saturated:
+        return Quantizer(model, photos).quantize(schemes.get("int8")).tflite
+
+    def configure(converter: Any) -> None:
+        import tensorflow as tf
+
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        clipped = [np.minimum(photo, 200)[None].astype(np.float32) for photo in photos]
+        converter.representative_dataset = lambda: ([photo] for photo in clipped)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = tf.uint8
+
     with swallowed_output(), frozen_saved_model(model) as saved_model:
-        if not saturated:
-            return quantize.quantize(Graph(saved_model), schemes.get("int8"), photos)
-
-        def configure(converter: Any) -> None:
-            import tensorflow as tf
-
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            clipped = [np.minimum(photo, 200)[None].astype(np.float32) for photo in photos]
-            converter.representative_dataset = lambda: ([photo] for photo in clipped)
-            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-            converter.inference_input_type = converter.inference_output_type = tf.uint8
-
         return to_tflite(saved_model, configure)
 
 
@@ -345,12 +352,11 @@ def test_operators_that_break_the_contract_are_named(
 @pytest.mark.parametrize("wrong", [2 * FLOAT_TOLERANCE, np.nan])
 def test_float_outputs_that_differ_are_refused(wrong: float, finished_run: RunDir) -> None:
     model = keras.saving.load_model(finished_run.model_path, compile=False)
-    photos = list(test_photos(finished_run)[:2])
-    tflite = artifact_bytes(finished_run, "float32")
-    check_equal(model, tflite, photos)
-    outputs = model(np.stack(photos).astype(np.float32), training=False)
+    photos = test_photos(finished_run)[:2]
+    received = Model(artifact_bytes(finished_run, "float32")).predict_batch(photos)
+    check_equal(model, photos.astype(np.float32), received)
     with pytest.raises(ArtifactError, match="outputs differ from Keras by"):
-        check_equal(lambda images, training: np.asarray(outputs) + wrong, tflite, photos)  # type: ignore[arg-type]
+        check_equal(model, photos.astype(np.float32), received + np.float32(wrong))
 
 
 # --- artifacts beside their descriptions ----------------------------------------------------------------------------
@@ -414,11 +420,7 @@ def toy(name: str, side: int) -> Toy:
 
 
 def converted(model: keras.Model, scheme: str, photos: np.ndarray) -> bytes:
-    part, scale, offset = prepare(model, schemes.get(scheme), list(photos))
-    with swallowed_output(), frozen_saved_model(part) as saved_model:
-        tflite = quantize.quantize(Graph(saved_model, scale, offset), schemes.get(scheme), list(photos))
-    check(tflite, schemes.get(scheme), scale, offset)
-    return tflite
+    return Quantizer(model, list(photos)).quantize(schemes.get(scheme)).tflite
 
 
 SLOW = [
@@ -431,7 +433,6 @@ SLOW = [
 def test_backbones_convert_to_float_and_to_integers(name: str) -> None:
     case = toy(name, BACKBONES[name].min_size)
     exact = converted(case.model, "float32", case.photos)
-    check_equal(case.model, exact, list(case.photos))
     quantized = converted(case.model, "int8", case.photos)
     assert_integer_contract(quantized, name)
     ours = Model(exact).predict_batch(case.photos).argmax(axis=1)
@@ -444,25 +445,9 @@ def test_backbones_convert_to_float_and_to_integers(name: str) -> None:
 @pytest.mark.slow
 def test_a_backbone_without_integer_form_is_refused_by_name() -> None:
     case = toy("ConvNeXtTiny", 32)
-    check_equal(case.model, converted(case.model, "float32", case.photos), list(case.photos))
+    assert converted(case.model, "float32", case.photos)
     with pytest.raises(ArtifactError, match=r"int8: these operators stay in floating point: .*NEG.* use float16"):
         converted(case.model, "int8", case.photos)
-
-
-@pytest.mark.parametrize("name", BACKBONES)
-def test_only_one_scale_for_all_channels_is_taken_out_of_the_graph(name: str) -> None:
-    from edgetl.backbones.build import _normalize
-
-    images = keras.Input((4, 4, 3), name="images")
-    normalized = _normalize(images, BACKBONES[name].normalization)
-    model = keras.Model(images, keras.layers.GlobalAveragePooling2D()(normalized))
-    part, scale, offset = without_normalization(model)
-    assert (part is model) == (not BACKBONES[name].normalization.uniform)
-    photo = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)).astype(np.float32)
-    # One multiplication and one addition in float32, on values up to 150.
-    np.testing.assert_allclose(part(photo * scale + offset), model(photo), atol=1e-4)
-    wanted = expected_input(name)
-    assert (scale, -offset / scale) == (pytest.approx(wanted[0]), pytest.approx(wanted[1]))
 
 
 def test_scheme_rows_are_named_by_their_key() -> None:

@@ -1,20 +1,18 @@
 """Rounding of weights: on the converter's grid, with errors that cancel, and less noise in what ships."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from edgetl.console import quiet_tensorflow, swallowed_output
+from edgetl.console import quiet_tensorflow
 from edgetl.inputs import ImageInput
 from export.device.interpreter import Model
 from export.flatbuffer import unpack
-from export.quantize import Graph, prepare, quantize
+from export.quantize import Quantizer
 from export.rounding import STEPS, round_filters, rounded_copy
-from export.saved_model import frozen_saved_model
 from export.schemes import SCHEMES
 
 quiet_tensorflow()
@@ -28,7 +26,7 @@ weights = arrays(np.float32, (27, 8), elements=st.floats(-2, 2, width=32))
 def test_rounded_weights_are_on_the_grid_within_a_step_and_err_less_on_the_mean(
     w: np.ndarray, mean: np.ndarray
 ) -> None:
-    step = np.abs(w).max(axis=0) / STEPS
+    step = np.abs(w).max(axis=0) / STEPS["int8"]
     step[step == 0] = 1.0
     rounded = round_filters(w, mean)
     # float32 has 24 bits: a multiple of the step of up to 127 is off by at most 127 / 2^24 steps, twice over.
@@ -44,7 +42,7 @@ def test_little_of_the_error_on_the_mean_is_left() -> None:
     rng = np.random.default_rng(0)
     w = rng.normal(size=(144, 64)).astype(np.float32)
     mean = rng.uniform(0, 3, 144)
-    step = np.abs(w).max(axis=0) / STEPS
+    step = np.abs(w).max(axis=0) / STEPS["int8"]
     residue = np.abs(((round_filters(w, mean) - w) * mean[:, None]).sum(axis=0)) / step
     nearest = np.abs(((np.round(w / step) * step - w) * mean[:, None]).sum(axis=0)) / step
     # Random errors of 144 weights leave several steps; what remains is too small for any single flip, under one step.
@@ -85,8 +83,7 @@ def test_converter_finds_the_weights_on_its_own_grid() -> None:
     photos = list(np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8))
     model = folded_network()
     ours = rounded_copy(model, np.stack(photos).astype(np.float32))
-    with swallowed_output(), frozen_saved_model(ours) as saved_model:
-        tree = unpack(quantize(Graph(saved_model), SCHEMES["int8"], photos))
+    tree = unpack(Quantizer(ours, photos, rounding=False).quantize(SCHEMES["int8"]).tflite)
     stored = [
         np.frombuffer(tree.buffers[tensor.buffer].data.tobytes(), np.int8)
         for tensor in tree.subgraphs[0].tensors
@@ -97,7 +94,7 @@ def test_converter_finds_the_weights_on_its_own_grid() -> None:
     for kernel in kernels:
         channels = kernel.shape[-1] if kernel.shape[-1] > 1 else kernel.shape[-2]
         flat = kernel.reshape(-1, channels)
-        steps = np.round(flat / (np.abs(flat).max(axis=0) / STEPS)).astype(int)
+        steps = np.round(flat / (np.abs(flat).max(axis=0) / STEPS["int8"])).astype(int)
         expected = np.sort(np.abs(steps).ravel())  # a negative gamma flips signs; the layout differs by operator
         assert any(
             len(one) == len(expected) and np.array_equal(np.sort(np.abs(one.astype(int))), expected) for one in stored
@@ -111,10 +108,9 @@ def test_copy_leaves_the_model_alone() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
-def test_int8_features_of_real_photos_have_less_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_features_of_real_photos_have_less_noise() -> None:
     """EfficientNet-Lite0, its ImageNet weights, crops of two photographs."""
     from edgetl.backbones.build import build
-    from export import quantize as module
 
     crops = [
         np.asarray(Image.fromarray(photo[y : y + 160, x : x + 160]).resize((96, 96)))
@@ -125,14 +121,10 @@ def test_int8_features_of_real_photos_have_less_noise(monkeypatch: pytest.Monkey
     backbone = build("EfficientNetLite0", ImageInput(96, 96))
     expected = np.asarray(backbone(np.stack(crops).astype(np.float32), training=False))
 
-    def noise() -> float:
-        part, scale, offset = prepare(backbone, SCHEMES["int8"], crops)
-        with swallowed_output(), frozen_saved_model(part) as saved_model:
-            tflite = quantize(Graph(saved_model, scale, offset), SCHEMES["int8"], crops)
+    def noise(rounding: bool) -> float:
+        tflite = Quantizer(backbone, crops, rounding=rounding).quantize(SCHEMES["int8"]).tflite
         received = Model(tflite, kernels="reference").predict_batch(np.stack(crops))
         return float(np.square(received - expected).sum() / np.square(expected - expected.mean(axis=0)).sum())
 
-    with_rounding = noise()
-    monkeypatch.setattr(module, "rounded_copy", lambda model, images: model)
     # On elpv the power falls to a quarter; half leaves room for other photos and is no luck of the draw.
-    assert with_rounding < 0.5 * noise()
+    assert noise(rounding=True) < 0.5 * noise(rounding=False)

@@ -1,0 +1,145 @@
+"""What convert and optimize share: a run's model and calibration photos become artifacts under RUN/export."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl import data
+from edgetl.config import to_json
+from edgetl.console import log, quiet_tensorflow
+from edgetl.errors import ConfigError, DatasetError
+from edgetl.rundir import RunDir, installed_versions, write_atomic
+from export import metadata
+from export.artifacts import Artifact
+from export.schemes import Scheme
+
+if TYPE_CHECKING:
+    import keras
+
+    from export.quantize import Choices, Quantized, Quantizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrating:
+    """On which photos the ranges of activations are measured."""
+
+    calibration_images: int = 200
+    """Photos of the training split, stratified by class, on which the ranges of int8 activations are measured."""
+    seed: int = 0
+    """Chooses the calibration photos, and everything random in training."""
+    data: str = ""
+    """Where the photos are now, if they were moved since the run."""
+
+
+class Conversion:
+    """One run on its way to artifacts; what several schemes need is loaded and computed once."""
+
+    def __init__(self, run: RunDir, settings: Calibrating) -> None:
+        """Read the calibration photos, before anything heavy is loaded.
+
+        Raises:
+            ConfigError: no calibration images asked for, or fewer than classes.
+            DatasetError: the photos are no longer there, were changed, or more than a few can't be read.
+        """
+        if settings.calibration_images < 1:
+            raise ConfigError(f"--calibration-images {settings.calibration_images}: int8 needs at least 1 photo")
+        self.run = run
+        self.settings = settings
+        self.splits = run.splits(settings.data)
+        self.chosen, self.photos = calibration_photos(run, self.splits.train, settings)
+        self._quantizers: dict[str, Quantizer] = {}
+
+    @cached_property
+    def model(self) -> "keras.Model":
+        """The run's Keras model: raw pixels in, probabilities out."""
+        quiet_tensorflow()
+        import keras
+
+        return keras.saving.load_model(self.run.model_path, compile=False)
+
+    def quantizer(self, scheme: Scheme) -> "Quantizer":
+        """What quantizes the run's model, or the model that was compressed for the scheme."""
+        from export.quantize import Quantizer
+
+        if scheme.compression not in self._quantizers:
+            self._quantizers[scheme.compression] = Quantizer(self.model, self.photos)
+        return self._quantizers[scheme.compression]
+
+    def make(self, scheme: Scheme, choices: "Choices") -> "Quantized":
+        """Convert under a scheme; the result has passed its checks.
+
+        Raises:
+            ConfigError: choices that the scheme does not know.
+            ArtifactError: the model has no such form.
+        """
+        return self.quantizer(scheme).quantize(scheme, choices)
+
+    def write(self, scheme: Scheme, made: "Quantized", settings: dict[str, str]) -> Artifact:
+        """Add the metadata and write RUN/export/<scheme>.tflite and .json.
+
+        Args:
+            scheme: the artifact's name.
+            made: what was made under it.
+            settings: what was chosen within the scheme, for the record.
+
+        Raises:
+            ArtifactError: a class name that a file of labels can't hold.
+        """
+        from export.flatbuffer import border
+
+        tflite = metadata.attach(made.tflite, metadata.describe(self.run, scheme.name))
+        first, _ = border(tflite)
+        self.run.export_path.mkdir(exist_ok=True)
+        path = self.run.export_path / f"{scheme.name}.tflite"
+        artifact = Artifact(
+            scheme=scheme.name,
+            path=path.name,
+            sha256=hashlib.sha256(tflite).hexdigest(),
+            size_bytes=len(tflite),
+            inputs=self.run.inputs,
+            input_type=first.type.lower(),
+            input_scale=first.scale[0] if first.scale else 0.0,
+            input_zero_point=first.zero_point[0] if first.scale else 0,
+            class_names=self.run.class_names,
+            operators=len(made.operators),
+            run_sha256=self.run.model_sha256,
+            calibration=tuple(e.id for e in self.chosen) if scheme.needs_calibration else (),
+            settings=settings,
+            versions=installed_versions(),
+        )
+        # The JSON goes first: a reader that finds a new file beside an old description sees the hashes differ.
+        write_atomic(path.with_suffix(".json"), to_json(artifact))
+        write_atomic(path, tflite)
+        return artifact
+
+
+def calibration_photos(
+    run: RunDir, train: data.Examples, settings: Calibrating
+) -> tuple[data.Examples, Sequence[NDArray[np.uint8]]]:
+    """Choose and decode photos of the training split, stratified by class.
+
+    Returns:
+        The photos that could be read, and their pixels.
+
+    Raises:
+        DatasetError: the photos are no longer there, were changed, or more than a few can't be read.
+    """
+    chosen = data.stratified_subset(train, min(settings.calibration_images, len(train)), settings.seed)
+    batches = list(data.decoded(chosen, run.inputs))
+    for batch in batches:
+        run.refuse_changed(chosen.select(batch.indices), batch.sha256)
+    images = [pixels for batch in batches for pixels in batch.pixels]
+    if not images:
+        raise DatasetError(
+            f"{train.root}: no calibration images could be read. Restore the photos of the training split"
+        )
+    data.check_unreadable([failure for batch in batches for failure in batch.unreadable], len(chosen))
+    found = chosen.select(np.concatenate([batch.indices for batch in batches]))
+    if len(set(found.labels.tolist())) == 1:
+        log.warning("all %d calibration photos are of one class: ranges may not fit the others", len(found))
+    return found, images
