@@ -1,6 +1,7 @@
 """What there is to know about a backbone before it is built."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,16 @@ class Normalization:
     def uniform(self) -> bool:
         """One scale and one offset for all channels, no swap: an integer input tensor can carry it for free."""
         return not self.bgr and len(set(self.scale)) == 1 and len(set(self.offset)) == 1
+
+    @property
+    def integer_form(self) -> Literal["input tensor", "input tensor and first convolution"]:
+        """Where an integer network has it, at no cost and exactly (`export.normalization`).
+
+        One scale and offset for all channels are the input tensor's own scale and zero point. Of others these take
+        what all channels have in common; the rest, and a swap of colours, is in the kernel and bias of the first
+        convolution, whose padding, if it has any, is then written out in the mean colour: two copies (CONCATENATION).
+        """
+        return "input tensor" if self.uniform else "input tensor and first convolution"
 
     @property
     def label(self) -> str:
