@@ -5,6 +5,7 @@ has; what is no layer in Keras 3 (`x + y`) becomes one. Nothing else imports tf_
 """
 
 import importlib
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,13 +27,20 @@ _NAMED = 20
 
 
 def legacy_keras() -> Any:
-    """Import tf_keras, after Keras and in silence."""
+    """Import tf_keras, after Keras."""
+    return quiet_import("tf_keras")
+
+
+def quiet_import(name: str) -> Any:
+    """Import tf_keras, or what imports it, after Keras and in silence."""
     import keras  # noqa: F401
 
     from edgetl.console import swallowed_output
 
+    if name in sys.modules:
+        return sys.modules[name]
     with swallowed_output():
-        return importlib.import_module("tf_keras")
+        return importlib.import_module(name)
 
 
 def rebuilt(model: "keras.Model") -> Any:
@@ -195,6 +203,13 @@ def _scaled_sum(layer: Any, twins: dict[str, Any], args: Any, keywords: Any) -> 
     return _twin(twins, layer.name, "Add")([args[0][0], scaled])
 
 
+def _border(layer: Any, twins: dict[str, Any], args: Any, keywords: Any) -> Any:
+    """What is left of a normalization per channel (`export.normalization`)."""
+    if layer.name not in twins:
+        twins[layer.name] = registered_layers()["MeanBorder"](layer.padding, layer.colour, name=layer.name)
+    return twins[layer.name](args[0])
+
+
 _RULES: dict[str, _Rule] = {
     "Conv2D": _Rule(("filters", "groups", *_CONVOLUTION), _same),
     "DepthwiseConv2D": _Rule(("depth_multiplier", *_CONVOLUTION), _same),
@@ -223,6 +238,7 @@ _RULES: dict[str, _Rule] = {
     "GaussianDropout": _Rule((), _skip),
     "ActivityRegularization": _Rule((), _skip),
     "CustomScaleLayer": _Rule((), _scaled_sum),
+    "MeanBorder": _Rule((), _border),
     "ops.Add": _Rule((), _sum),
     "ops.Multiply": _Rule((), _product),
 }
@@ -266,6 +282,40 @@ def registered_functions() -> dict[str, str]:
             saving.register_keras_serializable("edgetl", name)(function)
             names[f"edgetl>{name}"] = name
     return names
+
+
+@cache
+def registered_layers() -> dict[str, Any]:
+    """Layers of our own in tf_keras, by class name."""
+    import tensorflow as tf
+
+    legacy = legacy_keras()
+
+    @legacy.saving.register_keras_serializable("edgetl")
+    class MeanBorder(legacy.layers.Layer):  # type: ignore[misc, name-defined]
+        """Pads photos with one colour."""
+
+        def __init__(self, padding: Any, colour: Any, **keywords: Any) -> None:
+            super().__init__(**keywords)
+            self.padding, self.colour = padding, colour
+
+        def call(self, inputs: Any) -> Any:
+            count = tf.shape(inputs)[0] if inputs.shape[0] is None else inputs.shape[0]
+            for axis, (before, after) in enumerate(self.padding, start=1):
+                shape = [count, *inputs.shape[1:]]
+                strips = []
+                for width in (before, after):
+                    shape[axis] = width
+                    colour = tf.constant(self.colour, inputs.dtype)
+                    strips.append([tf.broadcast_to(colour, shape)] if width else [])
+                if before or after:
+                    inputs = tf.concat([*strips[0], inputs, *strips[1]], axis)
+            return inputs
+
+        def get_config(self) -> dict[str, Any]:
+            return {**super().get_config(), "padding": self.padding, "colour": self.colour}
+
+    return {"MeanBorder": MeanBorder}
 
 
 def _kind(operation: Any) -> str:
