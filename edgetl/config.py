@@ -83,6 +83,7 @@ def command(
     *,
     prog: str,
     show: Callable[[R], str] = str,
+    status: Callable[[R], int] = lambda _: 0,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Run `main` as a command: parse, execute, print the result or one line of error.
@@ -94,10 +95,11 @@ def command(
         config: the dataclass whose fields are the options.
         prog: the command's name in help and messages.
         show: result -> text for standard output.
+        status: result -> exit status, where a result can mean less than success.
         argv: arguments; default is the process's own.
 
     Returns:
-        Exit status: 0, 2 for an error of the user's or the data's, 130 for Ctrl-C.
+        Exit status: that of the result, 2 for an error of the user's or the data's, 130 for Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     rest = [word for word in arguments if word not in (QUIET, DEBUG)]
@@ -107,7 +109,8 @@ def command(
     try:
         settings = parse(config, rest, prog=prog)
         with log_to_stderr(logging.WARNING if quiet else logging.INFO):
-            _print(show(main(settings)))
+            result = main(settings)
+            _print(show(result))
     except EdgetlError as error:
         return _fail(f"{prog}: {error}", error, debug, USAGE_ERROR)
     except OSError as error:
@@ -116,7 +119,7 @@ def command(
     except KeyboardInterrupt as error:
         line = f"{prog}: interrupted. Run the same command again to resume."
         return _fail(line, error, debug, INTERRUPTED)
-    return 0
+    return status(result)
 
 
 def parse(config: type[C], argv: Sequence[str], *, prog: str) -> C:

@@ -77,7 +77,17 @@ class Conversion:
             ConfigError: choices that the scheme does not know.
             ArtifactError: the model has no such form.
         """
+        if scheme.trained:
+            return self._trained(scheme)
         return self.quantizer(scheme).quantize(scheme, choices)
+
+    def described(self, scheme: Scheme, made: "Quantized") -> bytes:
+        """The file that is written: what was made, with its metadata.
+
+        Raises:
+            ArtifactError: a class name that a file of labels can't hold.
+        """
+        return metadata.attach(made.tflite, metadata.describe(self.run, scheme.name))
 
     def write(self, scheme: Scheme, made: "Quantized", settings: dict[str, str]) -> Artifact:
         """Add the metadata and write RUN/export/<scheme>.tflite and .json.
@@ -92,7 +102,7 @@ class Conversion:
         """
         from export.flatbuffer import border
 
-        tflite = metadata.attach(made.tflite, metadata.describe(self.run, scheme.name))
+        tflite = self.described(scheme, made)
         first, _ = border(tflite)
         self.run.export_path.mkdir(exist_ok=True)
         path = self.run.export_path / f"{scheme.name}.tflite"
