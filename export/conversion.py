@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from edgetl import data
 from edgetl.config import to_json
 from edgetl.console import log, quiet_tensorflow
 from edgetl.errors import ConfigError, DatasetError
-from edgetl.rundir import RunDir, installed_versions, write_atomic
+from edgetl.rundir import RunDir, installed_versions, open_run, write_atomic
 from export import metadata
 from export.artifacts import Artifact
 from export.schemes import Scheme
@@ -21,25 +22,52 @@ from export.schemes import Scheme
 if TYPE_CHECKING:
     import keras
 
+    from export.distillation import Distilling, StreamedPhotos
     from export.quantize import Choices, Quantized, Quantizer
+
+PRESERVED: dict[str, Literal["", "sparsity", "clusters"]] = {"": "", "pruned": "sparsity", "clustered": "clusters"}
+"""What quantization-aware training keeps of a model that was compressed before."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrating:
-    """On which photos the ranges of activations are measured."""
+class Making:
+    """What goes into artifacts besides the model: photos, and how it is trained on where a scheme asks for it."""
 
     calibration_images: int = 200
     """Photos of the training split, stratified by class, on which the ranges of int8 activations are measured."""
     seed: int = 0
     """Chooses the calibration photos, and everything random in training."""
+    epochs: int = 3
+    """Of quantization-aware training (qat_), of pruning (pruned_) and of clustering (clustered_), each."""
+    learning_rate: float = 1e-4
+    """Of these, Adam units; it falls to zero along a cosine."""
+    sparsity: float = 0.5
+    """Share of zeros that pruning leaves in each kernel, above 0 and below 1."""
+    clusters: int = 16
+    """Distinct values that clustering leaves in each kernel, 2 to 256."""
     data: str = ""
-    """Where the photos are now, if they were moved since the run."""
+    """Where the photos are now, if they were moved since the run; with --model, the photos."""
+    model: Path | None = None
+    """A Keras model that edgetl did not train, .keras or .h5: RUN is made of it and --data first."""
+
+
+def opened(path: Path, settings: Making) -> RunDir:
+    """Open a run, or make it of a foreign model.
+
+    Raises:
+        EdgetlError: no such run; or the model breaks the contract, see `export.adopt`.
+    """
+    if settings.model is None:
+        return open_run(path)
+    from export.adopt import adopt
+
+    return adopt(settings.model, settings.data, path)
 
 
 class Conversion:
     """One run on its way to artifacts; what several schemes need is loaded and computed once."""
 
-    def __init__(self, run: RunDir, settings: Calibrating) -> None:
+    def __init__(self, run: RunDir, settings: Making) -> None:
         """Read the calibration photos, before anything heavy is loaded.
 
         Raises:
@@ -53,6 +81,7 @@ class Conversion:
         self.splits = run.splits(settings.data)
         self.chosen, self.photos = calibration_photos(run, self.splits.train, settings)
         self._quantizers: dict[str, Quantizer] = {}
+        self._models: dict[str, keras.Model] = {}
 
     @cached_property
     def model(self) -> "keras.Model":
@@ -62,13 +91,70 @@ class Conversion:
 
         return keras.saving.load_model(self.run.model_path, compile=False)
 
+    def compressed(self, compression: str) -> "keras.Model":
+        """The run's model, pruned or clustered if a scheme asks for that.
+
+        Raises:
+            ArtifactError: the model can't be rebuilt for it.
+            ConfigError: settings out of range.
+        """
+        if not compression:
+            return self.model
+        if compression not in self._models:
+            from export import sparsify
+
+            common = {"epochs": self.settings.epochs, "learning_rate": self.settings.learning_rate}
+            pruning = sparsify.PruningSettings(**common, seed=self.settings.seed, sparsity=self.settings.sparsity)
+            clustering = sparsify.ClusteringSettings(**common, seed=self.settings.seed, clusters=self.settings.clusters)
+            checkpoint = self._checkpoint(compression)
+            if compression == "pruned":
+                found = sparsify.pruned(self.model, self._train(pruning), pruning, checkpoint=checkpoint)
+            else:
+                found = sparsify.clustered(self.model, self._train(clustering), clustering, checkpoint=checkpoint)
+            self._models[compression] = found
+        return self._models[compression]
+
     def quantizer(self, scheme: Scheme) -> "Quantizer":
-        """What quantizes the run's model, or the model that was compressed for the scheme."""
+        """What quantizes the model of a scheme without further training."""
         from export.quantize import Quantizer
 
-        if scheme.compression not in self._quantizers:
-            self._quantizers[scheme.compression] = Quantizer(self.model, self.photos)
-        return self._quantizers[scheme.compression]
+        key = scheme.compression
+        if key not in self._quantizers:
+            # Rounding moves a few weights of a cluster to the next step, and then it compresses less well.
+            self._quantizers[key] = Quantizer(self.compressed(key), self.photos, rounding=key != "clustered")
+        return self._quantizers[key]
+
+    def _trained(self, scheme: Scheme) -> "Quantized":
+        """Train with quantization taking part."""
+        from export import qat
+        from export.flatbuffer import operators
+        from export.normalization import integer_form
+        from export.quantize import Quantized
+
+        settings = qat.QatSettings(
+            epochs=self.settings.epochs, learning_rate=self.settings.learning_rate, seed=self.settings.seed
+        )
+        model, scale, offset = integer_form(self.compressed(scheme.compression))
+        trained = qat.train(
+            model,
+            scale,
+            offset,
+            self._train(settings),
+            settings,
+            preserve=PRESERVED[scheme.compression],
+            checkpoint=self._checkpoint(scheme.name),
+        )
+        tflite = qat.to_int8(trained)
+        return Quantized(tflite, operators(tflite))
+
+    def _train(self, settings: "Distilling") -> "StreamedPhotos":
+        from export.distillation import StreamedPhotos
+
+        return StreamedPhotos(self.splits.train, self.run.inputs, settings)
+
+    def _checkpoint(self, name: str) -> Path:
+        self.run.export_path.mkdir(exist_ok=True)
+        return self.run.export_path / f"{name}.checkpoint.npz"
 
     def make(self, scheme: Scheme, choices: "Choices") -> "Quantized":
         """Convert under a scheme; the result has passed its checks.
@@ -129,7 +215,7 @@ class Conversion:
 
 
 def calibration_photos(
-    run: RunDir, train: data.Examples, settings: Calibrating
+    run: RunDir, train: data.Examples, settings: Making
 ) -> tuple[data.Examples, Sequence[NDArray[np.uint8]]]:
     """Choose and decode photos of the training split, stratified by class.
 

@@ -12,17 +12,16 @@ from tyro.conf import Positional
 from edgetl.config import checked, command
 from edgetl.console import progress
 from edgetl.errors import ConfigError
-from edgetl.rundir import open_run
 from export import schemes
 from export.artifacts import Artifact, device_errors
-from export.conversion import Calibrating, Conversion
+from export.conversion import Making, Conversion, opened
 
 PROG = "python -m export.convert"
 USUAL = ("float32", "float16", "dynamic_int8", "int8")
 
 
 @dataclass(frozen=True)
-class Config(Calibrating):
+class Config(Making):
     """Convert a run's model into .tflite artifacts, RUN/export/<scheme>.tflite."""
 
     run: Positional[Path]
@@ -52,7 +51,7 @@ def main(config: Config) -> tuple[Artifact, ...]:
     wanted = [schemes.get(name) for name in dict.fromkeys(config.schemes)]
     if not wanted:
         raise ConfigError(f"no scheme asked for. Choose from: {', '.join(schemes.SCHEMES)}")
-    conversion = Conversion(open_run(config.run), config)
+    conversion = Conversion(opened(config.run, config), config)
     from export.quantize import Choices, recorded, refuse_choices
 
     choices = Choices(config.ranges, config.float_layers)

@@ -20,10 +20,10 @@ from edgetl.config import checked, command, to_json
 from edgetl.console import log
 from edgetl.errors import ArtifactError, ConfigError, DatasetError
 from edgetl.metrics import Scores, score
-from edgetl.rundir import RunDir, installed_versions, open_run, write_atomic
+from edgetl.rundir import RunDir, installed_versions, write_atomic
 from export import schemes
 from export.artifacts import device_errors
-from export.conversion import Calibrating, Conversion
+from export.conversion import Making, Conversion, opened
 from export.evaluate import EvaluationSet
 from export.schemes import Scheme
 
@@ -47,7 +47,7 @@ Target = Literal["cpu", "npu", "mcu"]
 
 
 @dataclass(frozen=True)
-class Config(Calibrating):
+class Config(Making):
     """Find the cheapest artifact that loses no more accuracy than allowed, and write it."""
 
     run: Positional[Path]
@@ -130,7 +130,7 @@ def main(config: Config) -> Optimization:
     """
     config = checked(config)
     check(config)
-    run = open_run(config.run)
+    run = opened(config.run, config)
     search = Search(run, config)
     with device_errors():
         search.climb()
@@ -488,6 +488,11 @@ def show(found: Optimization) -> str:
     return "\n".join(lines)
 
 
+def status(found: Optimization) -> int:
+    """Exit status: 0, or NOTHING_FITS."""
+    return 0 if found.test else NOTHING_FITS
+
+
 def _table(found: Optimization) -> list[str]:
     from rich import box
     from rich.console import Console
@@ -530,4 +535,4 @@ def _device() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, Config, prog=PROG, show=show, status=lambda found: 0 if found.test else NOTHING_FITS))
+    sys.exit(command(main, Config, prog=PROG, show=show, status=status))

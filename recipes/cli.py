@@ -12,6 +12,8 @@ COMMANDS = {
     "fine-tune": ("recipes.fine_tune", "train the last blocks of a backbone as well"),
     "find-learning-rate": ("recipes.find_learning_rate", "suggest learning rates for fine-tuning"),
     "convert": ("export.convert", "make .tflite artifacts from a run"),
+    "optimize": ("export.optimize", "find the cheapest artifact within a budget of accuracy"),
+    "layers": ("export.layers", "what int8 does to each layer"),
     "evaluate": ("export.evaluate", "score the artifacts on the test split"),
     "benchmark": ("export.benchmark", "time artifacts on this machine"),
     "report": ("export.report", "one table of everything measured"),
@@ -37,7 +39,9 @@ def main() -> None:
         sys.exit(2)
     module = importlib.import_module(COMMANDS[name][0])
     prog = f"edgetl {name}"
-    sys.exit(command(module.main, module.Config, prog=prog, show=module.show, argv=arguments[1:]))
+    # Only a search can end without what was asked for and yet without an error.
+    status = getattr(module, "status", lambda _: 0)
+    sys.exit(command(module.main, module.Config, prog=prog, show=module.show, status=status, argv=arguments[1:]))
 
 
 def usage() -> str:

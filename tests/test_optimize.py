@@ -227,10 +227,7 @@ def test_exit_status_says_whether_something_fits(
 ) -> None:
     from edgetl.config import command
 
-    def status(found: Optimization) -> int:
-        return 0 if found.test else NOTHING_FITS
-
-    done = command(lambda _: report(), Config, prog="optimize", show=show, status=status, argv=["anywhere"])
+    done = command(lambda _: report(), Config, prog="optimize", show=show, status=optimize.status, argv=["anywhere"])
     assert done == NOTHING_FITS == 3
     assert "nothing keeps the limits" in capsys.readouterr().out
 
