@@ -45,7 +45,7 @@ class QatSettings:
 
     epochs: int = 3
     """Times that each photo is seen."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-5
     """Of the first step, Adam units; it falls to zero along a cosine."""
     batch_size: int = 16
     """Photos per step."""
