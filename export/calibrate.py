@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from edgetl import data
 from edgetl.console import progress
-from export.flatbuffer import pack, unpack
+from export.flatbuffer import operators, pack, unpack
 from export.tensors import Tensors, normalized
 
 BINS = 2048
 """Of the histogram of one tensor, from its smallest value to its largest."""
 LEVELS = 256
 """Of an int8 activation."""
+COPYING = ("CONCATENATION", "PAD", "RESHAPE")
+"""Operators that give their input's values on, and whose int8 form needs one scale on both sides."""
 SHRINKS = np.linspace(1.0, 0.2, 41)
 """Shares of the full range among which the least squared error is looked for."""
 T = TypeVar("T")
@@ -90,7 +92,7 @@ class Calibration:
         if choose is not None:
             found = {i: choose(self.histograms[i], *found[i]) if found[i][1] > found[i][0] else found[i] for i in found}
         # Raw pixels are valid for the input tensor only if its range is theirs, whatever these photos hold.
-        return found | {self._input: self._border}
+        return found | {index: self._border for index in self._pixels}
 
     def annotated(self, method: str) -> bytes:
         """The twin with ranges in its tensors, ready for TensorFlow's quantizer."""
@@ -104,8 +106,14 @@ class Calibration:
         return pack(model)
 
     @cached_property
-    def _input(self) -> int:
-        return int(unpack(self.twin).subgraphs[0].inputs[0])
+    def _pixels(self) -> set[int]:
+        """The input tensor, and those into which operators only copy it: the quantizer gives all of them one scale."""
+        graph = unpack(self.twin).subgraphs[0]
+        found = {int(graph.inputs[0])}
+        for written, operator in zip(operators(self.twin), graph.operators, strict=True):
+            if written.name in COPYING and found & set(map(int, operator.inputs)):
+                found |= set(map(int, operator.outputs))
+        return found
 
     def _in_threads(self, title: str, of: Callable[[Tensors, Sequence[NDArray[np.uint8]]], T]) -> list[T]:
         """Divide the photos among threads, one interpreter each."""

@@ -2,8 +2,8 @@
 
 Integer artifacts are converted without the normalization layer where that layer is one scale and one offset for
 all channels: the input tensor's own scale and zero point then do its work, and raw pixels are valid. Where
-normalization differs per channel it stays in the graph as one operator and the input tensor has scale 1. Both are
-asserted after the conversion.
+normalization differs per channel, the first convolution takes the rest (`export.normalization`). Scale and zero point
+are asserted after the conversion.
 
 float32, float16, dynamic_int8 and int16x8 come from TFLiteConverter. int8 and mixed_int8 come from the float twin with
 ranges of our own (`export.calibrate`) through the quantizer that TFLiteConverter itself calls; int4 from

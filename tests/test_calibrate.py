@@ -86,6 +86,22 @@ def test_the_input_has_the_range_of_pixels_whatever_the_photos_hold(method: str)
     assert calibration.ranges(method)[index] == pytest.approx((-1.0, 1.0))
 
 
+def test_pixels_keep_their_range_on_the_way_to_the_first_convolution() -> None:
+    """EfficientNetB0 writes its border out (`export.normalization`); one scale has to serve pixels and border."""
+    from edgetl.backbones.build import build
+    from edgetl.inputs import ImageInput
+
+    keras.utils.set_random_seed(0)
+    backbone = build("EfficientNetB0", ImageInput(32, 32), "none")
+    model = keras.Model(backbone.input, keras.layers.Dense(3, activation="softmax")(backbone.output))
+    dark = [make_photo(number % 3, number, (32, 32)) // 4 + 20 for number in range(4)]
+    quantizer = Quantizer(model, dark)
+    _, scale, offset = quantizer.prepared
+    for method in ("min-max", "mse"):
+        first, _ = border(quantizer.quantize(schemes.get("int8"), Choices(ranges=method)).tflite)
+        assert first.scale == pytest.approx((scale,)) and abs(first.zero_point[0] + offset / scale) <= 0.501
+
+
 def test_percentiles_leave_out_the_outermost_and_keep_zero() -> None:
     histogram = np.zeros(BINS, np.int64)
     histogram[: BINS // 2] = 1000

@@ -58,9 +58,16 @@ def scale_bytes(tflite: bytes) -> int:
 
 
 def expected_input(name: str) -> tuple[float, float]:
-    """Scale and (real-valued) zero point of an input tensor that takes raw pixels, from the registry."""
+    """Scale and (real-valued) zero point of an input tensor that takes raw pixels, from the registry.
+
+    Where channels differ, the first convolution does what is left: the tensor has their mean scale, and a whole zero
+    point nearest to their mean colour.
+    """
     row = BACKBONES[name].normalization
-    return (row.scale[0], -row.offset[0] / row.scale[0]) if row.uniform else (1.0, 0.0)
+    if row.uniform and not row.bgr:
+        return row.scale[0], -row.offset[0] / row.scale[0]
+    colours = [-offset / scale for offset, scale in zip(row.offset, row.scale, strict=True)]
+    return float(np.mean(row.scale)), float(round(np.mean(colours)))
 
 
 def assert_integer_contract(tflite: bytes, backbone: str) -> None:
