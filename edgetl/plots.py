@@ -25,6 +25,8 @@ DPI = 120
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
 FEW = 15
 """Up to so many epochs, each gets a marker."""
+WORST = 8
+"""Operators of a quantized network that are named."""
 _drawing = threading.Lock()
 """Held while drawing: matplotlib's parser of mathematical text, which labels logarithmic axes, is not thread-safe."""
 
@@ -96,6 +98,66 @@ def learning_rate_curve(
         axes.set_title("\n".join(textwrap.wrap(suggestion.reason, 85)), fontsize=10)
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8, framealpha=0.9)
+        return _png(figure)
+
+
+def quantization_errors(
+    own: Sequence[float],
+    accumulated: Sequence[float],
+    effects: Sequence[float],
+    floats: Sequence[bool],
+    names: Sequence[str],
+    title: str,
+) -> bytes:
+    """Draw what each operator of a quantized network adds to its error, in execution order.
+
+    Args:
+        own: [n], signal to noise of the error that an operator adds, dB; infinite where there is none.
+        accumulated: [n], of all error that has piled up until there.
+        effects: [n], mean absolute change of a probability when an operator's result alone is rounded.
+        floats: [n], which operators compute in floating point.
+        names: [n], of the operators; the worst are named.
+        title: stands above.
+
+    Returns:
+        PNG.
+    """
+    x = np.arange(len(own))
+    worst = [int(i) for i in np.argsort(effects)[::-1][:WORST] if effects[i] > 0]
+    with _drawing:
+        figure = _figure(11, 6.6)
+        grid = figure.add_gridspec(2, 1, height_ratios=(2, 1))
+        noise = figure.add_subplot(grid[0])
+        effect = figure.add_subplot(grid[1], sharex=noise)
+        figure.suptitle("\n".join(textwrap.wrap(title, 100)), fontsize=12, parse_math=False)
+        key = "   ".join(f"{n}\u00a0{names[i]}".replace(" ", "\u00a0") for n, i in enumerate(sorted(worst), start=1))
+        key = "\n".join(textwrap.wrap(f"largest effects:   {key}", 150)) if worst else ""
+        figure.supxlabel(key, fontsize=8, color="#444444", parse_math=False)
+        for values, label, color, style in (
+            (own, "added by the operator itself", GREY, ":"),
+            (accumulated, "accumulated", BLUE, "-"),
+        ):
+            shown = np.where(np.isfinite(values), values, np.nan)
+            marker = "o" if len(x) <= 80 else "."
+            noise.plot(x, shown, color=color, linestyle=style, linewidth=1.2, marker=marker, markersize=3, label=label)
+        effect.bar(x, 100 * np.asarray(effects, np.float64), width=0.8, color=ORANGE)
+        for number, index in enumerate(sorted(worst), start=1):
+            at = (index, 100 * effects[index])
+            effect.annotate(str(number), at, (0, 2), textcoords="offset points", ha="center", fontsize=8)
+        for axes in (noise, effect):
+            for i, index in enumerate(np.flatnonzero(floats).tolist()):
+                name = "in float" if i == 0 and axes is noise else None
+                axes.axvspan(index - 0.5, index + 0.5, color=GREEN, alpha=0.2, linewidth=0, zorder=0, label=name)
+            axes.set_xlim(-1, len(x))
+            axes.grid(alpha=0.25)
+        effect.margins(y=0.18)
+        effect.set_ylim(bottom=0)
+        noise.set_ylabel("signal to noise, dB")
+        effect.set_ylabel("effect, points")
+        effect.set_xlabel("operator, in execution order")
+        noise.legend(
+            fontsize=8, ncols=3, frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98)
+        )  # no line lies there
         return _png(figure)
 
 

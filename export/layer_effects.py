@@ -1,0 +1,171 @@
+"""What the rounding of one tensor alone does to the outputs of a network.
+
+A copy of the float twin carries a gate behind every operator: QUANTIZE and DEQUANTIZE as int8 would do it, and a
+SELECT_V2 that a switch, an input of its own, turns to the rounded or to the exact values. So one interpreter answers
+for all tensors, with no conversion in between.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl import data
+from edgetl.console import progress
+from export.device.runtime import find_runtime
+from export.flatbuffer import pack, unpack
+
+Step = tuple[float, int]
+"""Scale and zero point of an int8 tensor."""
+
+
+def effects(twin: bytes, steps: dict[str, Step], images: Sequence[NDArray[np.float32]]) -> dict[str, float]:
+    """Mean absolute change of a probability, on photos, when one tensor alone is rounded to int8.
+
+    Scores in front of a final SOFTMAX whose standard deviation is above 1 are divided by it: behind it, where
+    a model is all too sure, everything would look harmless.
+
+    Args:
+        twin: float .tflite.
+        steps: tensor -> how it is rounded; tensors that are not named stay exact.
+        images: as the twin takes them, [1, h, w, 3] each.
+
+    Returns:
+        Tensor -> change, 0..1; for those of `steps` that an operator writes, but for the output itself.
+    """
+    gated, switches, is_scores = _gated(twin, steps)
+    workers = min(data.default_workers(), len(images))
+    models = [_Gates(gated, switches) for _ in range(workers)]
+    exact = np.concatenate([models[0].outputs(image) for image in images])
+    temperature = max(1.0, float((exact - exact.mean(axis=1, keepdims=True)).std())) if is_scores else 0.0
+
+    def of(model: _Gates, part: Sequence[NDArray[np.float32]]) -> dict[str, float]:
+        return model.changes(part, temperature)
+
+    with progress("effect of each layer"), ThreadPoolExecutor(workers) as threads:
+        sums = list(threads.map(of, models, [images[start::workers] for start in range(workers)]))
+    return {name: sum(part[name] for part in sums) / len(images) for name in switches}
+
+
+def _gated(twin: bytes, steps: dict[str, Step]) -> tuple[bytes, dict[str, int], bool]:
+    """Put the gates in.
+
+    Returns:
+        The model, tensor -> index of its switch, and whether the output is scores, in front of a final SOFTMAX.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = unpack(twin)
+    graph = model.subgraphs[0]
+    kinds = schema.BuiltinOperator
+    quantize, dequantize, select = (
+        _code(model, *each) for each in ((kinds.QUANTIZE, 1), (kinds.DEQUANTIZE, 2), (kinds.SELECT_V2, 1))
+    )
+    operators: list[Any] = []
+    behind: dict[int, int] = {}
+    switches: dict[str, int] = {}
+    for operator in graph.operators:
+        operator.inputs = np.array([behind.get(int(index), int(index)) for index in operator.inputs], np.int32)
+        operators.append(operator)
+        exact = int(operator.outputs[0])
+        name, shape = graph.tensors[exact].name.decode(), graph.tensors[exact].shape
+        if name not in steps or exact == int(graph.outputs[0]):
+            continue
+        stored = _tensor(graph, shape, schema.TensorType.INT8, steps[name])
+        rounded, chosen = (_tensor(graph, shape, schema.TensorType.FLOAT32) for _ in range(2))
+        switches[name] = _tensor(graph, np.array([1], np.int32), schema.TensorType.BOOL)
+        operators += [
+            _operator(quantize, [exact], stored),
+            _operator(dequantize, [stored], rounded),
+            _operator(select, [switches[name], rounded, exact], chosen),
+        ]
+        behind[exact] = chosen
+    code = model.operatorCodes[operators[-1].opcodeIndex]
+    is_scores = max(code.builtinCode, code.deprecatedBuiltinCode) == kinds.SOFTMAX
+    if is_scores:
+        graph.outputs = np.array([operators.pop().inputs[0]], np.int32)
+    graph.operators = operators
+    graph.inputs = np.array([int(graph.inputs[0]), *switches.values()], np.int32)
+    model.signatureDefs = []  # a signature would have to name the switches
+    return pack(model), switches, is_scores
+
+
+class _Gates:
+    """A gated model; all gates are open: nothing is rounded."""
+
+    def __init__(self, gated: bytes, switches: dict[str, int]) -> None:
+        runtime = find_runtime()
+        self._interpreter = runtime.interpreter(
+            model_content=gated,
+            num_threads=1,
+            experimental_op_resolver_type=runtime.resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
+        self._interpreter.allocate_tensors()
+        self._switches = switches
+        (self._last,) = (each["index"] for each in self._interpreter.get_output_details())
+        self._first = next(e["index"] for e in self._interpreter.get_input_details() if e["dtype"] == np.float32)
+        for name in switches:
+            self._turn(name, False)
+
+    def _turn(self, name: str, on: bool) -> None:
+        self._interpreter.set_tensor(self._switches[name], np.array([on]))
+
+    def outputs(self, image: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
+        """Run a photo, or the one before once more."""
+        if image is not None:
+            self._interpreter.set_tensor(self._first, image)
+        self._interpreter.invoke()
+        return np.asarray(self._interpreter.get_tensor(self._last), np.float64)
+
+    def changes(self, images: Sequence[NDArray[np.float32]], temperature: float) -> dict[str, float]:
+        """Sum over photos of the mean absolute change, per tensor; 0: outputs are probabilities already."""
+        found = dict.fromkeys(self._switches, 0.0)
+        for image in images:
+            exact = _probabilities(self.outputs(image), temperature)
+            for name in self._switches:
+                self._turn(name, True)
+                found[name] += float(np.abs(_probabilities(self.outputs(), temperature) - exact).mean())
+                self._turn(name, False)
+        return found
+
+
+def _probabilities(outputs: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    if not temperature:
+        return outputs
+    powers = np.exp((outputs - outputs.max(axis=-1, keepdims=True)) / temperature)
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def _code(model: Any, builtin: int, version: int) -> int:
+    from ai_edge_litert import schema_py_generated as schema
+
+    code = schema.OperatorCodeT()
+    code.builtinCode, code.version = builtin, version
+    code.deprecatedBuiltinCode = min(builtin, schema.BuiltinOperator.PLACEHOLDER_FOR_GREATER_OP_CODES)
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
+
+
+def _tensor(graph: Any, shape: NDArray[np.int32], kind: int, step: Step | None = None) -> int:
+    from ai_edge_litert import schema_py_generated as schema
+
+    tensor = schema.TensorT()
+    tensor.shape, tensor.type, tensor.buffer = shape, kind, 0
+    tensor.name = f"gate/{len(graph.tensors)}".encode()
+    if step:
+        tensor.quantization = schema.QuantizationParametersT()
+        tensor.quantization.scale = np.array([step[0]], np.float32)
+        tensor.quantization.zeroPoint = np.array([step[1]], np.int64)
+    graph.tensors.append(tensor)
+    return len(graph.tensors) - 1
+
+
+def _operator(code: int, inputs: Sequence[int], output: int) -> Any:
+    from ai_edge_litert import schema_py_generated as schema
+
+    operator = schema.OperatorT()
+    operator.opcodeIndex = code
+    operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
+    return operator
