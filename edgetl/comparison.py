@@ -28,6 +28,10 @@ class Comparison:
     drop_low: float
     drop_high: float
     """95 % interval of `drop`, paired; see `paired_interval`."""
+    expected_drop: float
+    """What the photos on which the two differ would cost if the reference's probabilities were the truth: the mean of
+    its probability of its own class less that of the other's class, 0..1. Labels don't enter, nor the luck of who was
+    right on a few photos; of a reference that is too sure of itself it is an upper estimate."""
     lost: int
     """Photos that the reference names rightly and the other wrongly."""
     gained: int
@@ -70,6 +74,7 @@ def compare(labels: NDArray[np.int64], reference: NDArray[np.float32], other: ND
         drop=(lost - gained) / len(labels),
         drop_low=low,
         drop_high=high,
+        expected_drop=float((reference.max(axis=1) - reference[np.arange(len(labels)), other.argmax(axis=1)]).mean()),
         lost=lost,
         gained=gained,
         mcnemar_p=mcnemar(lost, gained),

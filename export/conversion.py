@@ -1,11 +1,12 @@
 """What convert and optimize share: a run's model and calibration photos become artifacts under RUN/export."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from export.distillation import Distilling, StreamedPhotos
     from export.quantize import Choices, Quantized, Quantizer
 
+D = TypeVar("D", bound="Distilling")
 PRESERVED: dict[str, Literal["", "sparsity", "clusters"]] = {"": "", "pruned": "sparsity", "clustered": "clusters"}
 """What quantization-aware training keeps of a model that was compressed before."""
 
@@ -39,8 +41,8 @@ class Making:
     """Chooses the calibration photos, and everything random in training."""
     epochs: int = 3
     """Of quantization-aware training (qat_), of pruning (pruned_) and of clustering (clustered_), each."""
-    learning_rate: float = 1e-4
-    """Of these, Adam units; it falls to zero along a cosine."""
+    learning_rate: float = 0.0
+    """Of these, Adam units, falling to zero along a cosine; 0 takes what was found to suit each."""
     sparsity: float = 0.5
     """Share of zeros that pruning leaves in each kernel, above 0 and below 1."""
     clusters: int = 16
@@ -103,13 +105,12 @@ class Conversion:
         if compression not in self._models:
             from export import sparsify
 
-            common = {"epochs": self.settings.epochs, "learning_rate": self.settings.learning_rate}
-            pruning = sparsify.PruningSettings(**common, seed=self.settings.seed, sparsity=self.settings.sparsity)
-            clustering = sparsify.ClusteringSettings(**common, seed=self.settings.seed, clusters=self.settings.clusters)
             checkpoint = self._checkpoint(compression)
             if compression == "pruned":
+                pruning = self._training(sparsify.PruningSettings(sparsity=self.settings.sparsity))
                 found = sparsify.pruned(self.model, self._train(pruning), pruning, checkpoint=checkpoint)
             else:
+                clustering = self._training(sparsify.ClusteringSettings(clusters=self.settings.clusters))
                 found = sparsify.clustered(self.model, self._train(clustering), clustering, checkpoint=checkpoint)
             self._models[compression] = found
         return self._models[compression]
@@ -131,9 +132,7 @@ class Conversion:
         from export.normalization import integer_form
         from export.quantize import Quantized
 
-        settings = qat.QatSettings(
-            epochs=self.settings.epochs, learning_rate=self.settings.learning_rate, seed=self.settings.seed
-        )
+        settings = self._training(qat.QatSettings())
         model, scale, offset = integer_form(self.compressed(scheme.compression))
         trained = qat.train(
             model,
@@ -146,6 +145,11 @@ class Conversion:
         )
         tflite = qat.to_int8(trained)
         return Quantized(tflite, operators(tflite))
+
+    def _training(self, usual: D) -> D:
+        """Settings of a training, with the knobs of the command in them."""
+        rate = self.settings.learning_rate or usual.learning_rate
+        return dataclasses.replace(usual, epochs=self.settings.epochs, learning_rate=rate, seed=self.settings.seed)
 
     def _train(self, settings: "Distilling") -> "StreamedPhotos":
         from export.distillation import StreamedPhotos

@@ -3,6 +3,10 @@
 From cheap to dear: int8 as it is, int8 with other ranges, int8 with as few layers in float as needed,
 quantization-aware training, and last float16. The first that fits is written. Candidates are judged on the validation
 split; the one that was chosen is measured once on the test split.
+
+On a few hundred photos a measured drop is half luck, and whoever tries ten candidates takes the luckiest. So a
+candidate must keep the budget twice: with the drop that was measured, and with the one that is expected of the photos
+on which it differs from Keras (`edgetl.comparison.Comparison.expected_drop`), which labels have no part in.
 """
 
 import sys
@@ -23,7 +27,7 @@ from edgetl.metrics import Scores, score
 from edgetl.rundir import RunDir, installed_versions, write_atomic
 from export import schemes
 from export.artifacts import device_errors
-from export.conversion import Making, Conversion, opened
+from export.conversion import Conversion, Making, opened
 from export.evaluate import EvaluationSet
 from export.schemes import Scheme
 
@@ -226,7 +230,7 @@ class Search:
 
     def harmful(self, base: Option) -> tuple[str, ...]:
         """Keras layers, from the most to the least worth leaving in float."""
-        from export.layers import layer_errors, most_harmful
+        from export.layer_errors import layer_errors, most_harmful
 
         conversion = self.conversion(base)
         photos = conversion.photos[:: -(-len(conversion.photos) // ERROR_IMAGES)]
@@ -246,7 +250,7 @@ class Search:
 
     def result(self) -> Optimization:
         """Sum up, with the chosen candidate measured on the test split."""
-        best = self.best()
+        best, reference = self.best(), self.tried[0].against_keras
         scores = compared = None
         if self.tried[best].fits:
             said = EvaluationSet(self.run, self._test, keep_bytes=0).predictions(
@@ -262,7 +266,7 @@ class Search:
             max_size_kb=self.config.max_size_kb,
             max_latency_ms=self.config.max_latency_ms,
             target=self.config.target,
-            keras_top1=self.tried[0].top1 + drop_of(self.tried[0]),
+            keras_top1=self.tried[0].top1 + (reference.drop if reference else 0.0),
             candidates=tuple(self.tried),
             chosen=best if scores else None,
             best=best,
@@ -304,7 +308,7 @@ class Search:
         """Put figures and the limits that they miss into a candidate."""
         config = self.config
         kept = {
-            ACCURACY: found.drop <= config.max_accuracy_drop,
+            ACCURACY: max(found.drop, found.expected_drop) <= config.max_accuracy_drop,
             SIZE: config.max_size_kb is None or size_bytes <= 1000 * config.max_size_kb,
             LATENCY: config.max_latency_ms is None or latency_ms <= config.max_latency_ms,
         }
@@ -331,8 +335,9 @@ class Search:
 
 
 def drop_of(candidate: Candidate) -> float:
-    """Accuracy lost on the validation split, fraction."""
-    return candidate.against_keras.drop if candidate.against_keras else 0.0
+    """Accuracy lost on the validation split, fraction: as measured or as expected, whichever is more."""
+    found = candidate.against_keras
+    return max(found.drop, found.expected_drop) if found else 0.0
 
 
 def not_accuracy(candidate: Candidate) -> int:
@@ -429,7 +434,8 @@ def told(candidate: Candidate) -> str:
     )
     return (
         f"{named(candidate)}: drop {100 * found.drop:+.2f} points "
-        f"({100 * found.drop_low:+.2f} to {100 * found.drop_high:+.2f}), {candidate.size_bytes / 1e6:.2f} MB, "
+        f"({100 * found.drop_low:+.2f} to {100 * found.drop_high:+.2f}), expected {100 * found.expected_drop:+.2f}, "
+        f"{candidate.size_bytes / 1e6:.2f} MB, "
         f"{candidate.latency_ms:.2f} ms: {verdict}"
     )
 
@@ -462,6 +468,7 @@ def show(found: Optimization) -> str:
     lines += [
         f"{front} artifacts on {samples} validation photos (Keras {100 * found.keras_top1:.2f} %); * Pareto front of "
         f"accuracy, size, latency ({found.device}, 1 thread)",
+        "drop as measured; expected: of the photos on which it differs, if Keras' probabilities were the truth",
     ]
     if found.test is None or found.test_against_keras is None:
         missed = ", ".join(chosen.misses)
@@ -500,13 +507,13 @@ def _table(found: Optimization) -> list[str]:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("candidate", overflow="fold")
-    for title in ("top-1 %", "drop", "95 % interval", "as Keras %", "MB", "ms", ""):
+    for title in ("top-1 %", "drop", "95 % interval", "expected", "as Keras %", "MB", "ms", ""):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     front = pareto_front(found.candidates)
     for index, each in enumerate(found.candidates):
         if each.refused or not each.against_keras:
-            table.add_row(named(each), *[""] * 7, "refused")
+            table.add_row(named(each), *[""] * 8, "refused")
             continue
         result = each.against_keras
         verdict = "" if each.reference else "chosen" if index == found.chosen else ", ".join(each.misses) or "fits"
@@ -515,6 +522,7 @@ def _table(found: Optimization) -> list[str]:
             f"{100 * each.top1:.2f}",
             f"{100 * result.drop:+.2f}",
             f"{100 * result.drop_low:+.2f} to {100 * result.drop_high:+.2f}",
+            f"{100 * result.expected_drop:+.2f}",
             f"{100 * result.agreement:.2f}",
             f"{each.size_bytes / 1e6:.2f}",
             f"{each.latency_ms:.2f}",

@@ -207,3 +207,26 @@ def test_what_cannot_be_compared_is_refused(which: int) -> None:
             compare(labels, *given_values)
     with pytest.raises(ValueError, match="Received"):
         calibration_error(np.zeros(0, np.int64), np.zeros((0, 2), np.float32))
+
+
+def test_expected_drop_counts_differences_by_how_sure_the_reference_was() -> None:
+    reference = np.array([[0.9, 0.1], [0.55, 0.45], [0.2, 0.8], [0.7, 0.3]], np.float32)
+    other = np.array([[0.2, 0.8], [0.4, 0.6], [0.3, 0.7], [0.7, 0.3]], np.float32)
+    for labels in ([0, 0, 1, 0], [1, 1, 0, 1]):  # labels have no part in it
+        found = compare(np.array(labels), reference, other)
+        assert found.expected_drop == pytest.approx((0.8 + 0.1) / 4)
+    assert compare(np.array([0, 0, 1, 0]), reference, reference).expected_drop == 0.0
+
+
+def test_expected_drop_is_the_mean_drop_where_probabilities_are_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.uniform(0.5, 1.0, 400).astype(np.float32)
+    reference = np.stack([first, 1 - first], axis=1)
+    other = reference.copy()
+    flipped = rng.random(400) < 0.1
+    other[flipped] = other[flipped][:, ::-1]
+    drops = [compare((rng.random(400) > first).astype(np.int64), reference, other).drop for _ in range(400)]
+    expected = compare(np.zeros(400, np.int64), reference, other).expected_drop
+    # The mean of 400 draws, each of which has a standard error of about 0.013.
+    assert np.mean(drops) == pytest.approx(expected, abs=4 * np.std(drops) / 20)
+    assert np.std(drops) > 0.005  # which is the luck that a single measurement is made of

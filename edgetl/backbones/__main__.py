@@ -3,11 +3,14 @@
 import io
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from edgetl.backbones import quantization
 from edgetl.backbones.backbone import Backbone
 from edgetl.backbones.registry import BACKBONES
 from edgetl.config import checked, command
@@ -23,9 +26,19 @@ class Config:
 
     name_contains: str = ""
     """Only names with this in them, in any case."""
+    quantization: bool = False
+    """Show instead which form each family has under each scheme of `export.convert`."""
 
 
-def main(config: Config) -> tuple[Backbone, ...]:
+@dataclass(frozen=True)
+class Listing:
+    """Rows of the registry, and what is shown of them."""
+
+    rows: tuple[Backbone, ...]
+    quantization: bool
+
+
+def main(config: Config) -> Listing:
     """Select rows of the registry.
 
     Raises:
@@ -36,11 +49,15 @@ def main(config: Config) -> tuple[Backbone, ...]:
     rows = tuple(row for row in BACKBONES.values() if wanted in row.name.lower())
     if not rows:
         raise BackboneError(f"--name-contains {config.name_contains!r}: no backbone has that in its name. Leave it out")
-    return rows
+    return Listing(rows, config.quantization)
 
 
-def show(rows: tuple[Backbone, ...]) -> str:
+def show(listing: Listing) -> str:
     """Lay the rows out as a table as wide as the terminal."""
+    return _quantization(listing.rows) if listing.quantization else _backbones(listing.rows)
+
+
+def _backbones(rows: tuple[Backbone, ...]) -> str:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("backbone", no_wrap=True)
     for heading in ("params", "top-1", "size", "min"):
@@ -59,17 +76,45 @@ def show(rows: tuple[Backbone, ...]) -> str:
             row.licence,
             row.weight_source,
         )
+    return "\n".join([*_lines(table), "", _LEGEND])
+
+
+def _quantization(rows: tuple[Backbone, ...]) -> str:
+    wanted = {row.name for row in rows}
+    measured = [row for row in quantization.rows() if wanted & set(quantization.family(row["backbone"]))]
+    schemes = [name for name in (measured[0] if measured else {}) if name != "backbone"]
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("family of", no_wrap=True)
+    for name in schemes:
+        table.add_column(name.replace("_", " "), min_width=min(map(len, name.split("_"))))
+    notes: list[str] = []
+    for row in measured:
+        cells = []
+        for name in schemes:
+            kind, _, why = row[name].partition(": ")
+            if why and why not in notes:
+                notes.append(why)
+            cells.append(f"- [{notes.index(why) + 1}]" if why else kind)
+        table.add_row(row["backbone"], *(Text(cell) for cell in cells))
+    lines = [f"[{number}] {why}" for number, why in enumerate(notes, 1)]
+    return "\n".join([*_lines(table), "", _FORMS, *lines])
+
+
+def _lines(table: Table) -> Iterator[str]:
     width = os.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
     text = io.StringIO()
     Console(file=text, width=width).print(table)
-    lines = (line.rstrip() for line in text.getvalue().splitlines())
-    return "\n".join([*lines, "", _LEGEND])
+    return (line.rstrip() for line in text.getvalue().splitlines())
 
 
 _LEGEND = """\
 params     without classifier; top-1 on ImageNet as published; size, min in pixels
 pixels     raw 0..255 becomes, in the layer `normalize`: a range, or mean 0
 weights    imagenet: pip, in a Python package; download, from Keras; -, nowhere"""
+
+_FORMS = """\
+One backbone stands for its family; random weights, so this is about operators, not about accuracy (export.optimize is).
+integer    no float operator inside, raw uint8 pixels in; works: with float operators, as the scheme means it"""
 
 
 if __name__ == "__main__":
