@@ -193,20 +193,28 @@ def train(
                 if not len(pixels):
                     continue
                 loss = float(step(pixels, labels))
-                if not np.isfinite(loss):
-                    raise ConfigError(
-                        f"learning_rate={settings.learning_rate}: the loss of {student.title} became {loss} in epoch "
-                        f"{epoch + 1}. Choose a smaller one"
-                    )
+                _refuse_infinite(loss, student, settings, epoch)
                 student.after_step()
                 total, seen = total + loss * len(pixels), seen + len(pixels)
                 bar.advance(len(pixels))
             if not seen:
                 raise DatasetError("no photo of the training split could be read: nothing to train on")
+            # The loss is that before a step; what the last step did shows in the weights only.
+            with np.errstate(over="ignore"):
+                size = sum(float(np.abs(x.numpy()).sum()) for x in student.model.trainable_variables)
+            _refuse_infinite(size, student, settings, epoch)
             losses.append(total / seen)
             bar.say(f"{student.title}, epoch {epoch + 1}: loss {losses[-1]:.5f}")
             record.save(losses, kept, facts or {})
     return tuple(losses)
+
+
+def _refuse_infinite(value: float, student: Student, settings: Distilling, epoch: int) -> None:
+    if not np.isfinite(value):
+        raise ConfigError(
+            f"learning_rate={settings.learning_rate}: the loss of {student.title} became {value} in epoch {epoch + 1}. "
+            "Choose a smaller one"
+        )
 
 
 def _optimizer(settings: Distilling, photos: int) -> Any:

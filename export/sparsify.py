@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 _CHECKED_IMAGES = 4
 _MASK_UPDATES = 100
 """Times, at most, that the weights to prune are chosen anew; each time all are sorted."""
+_RAMP = 0.5
+"""Share of the steps within which all zeros are found; the others train what is left.
+
+Fine-tuned EfficientNet-Lite0, 2 epochs: 97 % of the predictions on validation stay as they were, 94 % with 1.0.
+"""
 _LLOYD_ROUNDS = 30
 _KERNELS = ("Conv2D", "Dense")
 """Classes in tf_keras; a SeparableConv2D has become a depthwise and one of these."""
@@ -88,7 +93,7 @@ def pruned(
     """
     settings.refuse()
     teacher = _teacher(model, photos)
-    steps = settings.steps(photos.count)
+    steps = max(int(settings.steps(photos.count) * _RAMP), 1)
     every = -(-steps // _MASK_UPDATES)
     end = max(steps // every * every, 1)
     tfmot = bridge.quiet_import("tensorflow_model_optimization").sparsity.keras
@@ -120,8 +125,9 @@ def clustered(
 
     Where batch normalization follows a convolution, every output channel is brought to the same largest weight first
     and the normalization takes the factor: the network computes the same, and the values of one kernel serve weak
-    channels as well as strong ones. Integer schemes scale each channel to its own largest weight anyway, so the same
-    few values appear in the int8 kernel.
+    channels as well as strong ones. Integer schemes scale each channel to its own largest weight anyway, so mostly the
+    same few values appear in the int8 kernel. Fine-tuned EfficientNet-Lite0, 16 values, 2 epochs: distance to the float
+    model's outputs 0.011 instead of 0.018 without this step, 2 % less in the gzip.
 
     Args:
         model: raw pixels in, probabilities out; stays as it is.

@@ -247,6 +247,12 @@ def test_settings_out_of_range_are_refused(settings: PruningSettings | Clusterin
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
+def test_a_rate_that_is_too_high_is_an_error(model: keras.Model) -> None:
+    with pytest.raises(ConfigError, match=r"learning_rate=1e\+38: the loss of pruning became .* Choose a smaller one"):
+        pruned(model, Noise(8), PruningSettings(epochs=1, learning_rate=1e38))
+
+
 def test_models_and_photos_that_cannot_be_are_refused_before_training() -> None:
     inputs = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.UpSampling2D(name="up")(inputs)
