@@ -23,7 +23,7 @@ from edgetl.console import log, progress, quiet_tensorflow, swallowed_output
 from edgetl.errors import ArtifactError, ConfigError
 from edgetl.inputs import InputSpec
 from export import bridge, quantizable, schemes
-from export.fake_quantization import Folded, measure, weights_of, wrapped
+from export.fake_quantization import LEAST, Folded, distance, measured_ranges, weights_of, wrapped
 from export.quantizable import Plan, Range, lowered, pixel_range
 from export.quantize import check
 from export.saved_model import frozen_saved_model, to_tflite
@@ -233,20 +233,25 @@ class _Training:
                     if not len(pixels):
                         continue
                     loss = float(step(pixels, labels))
-                    if not np.isfinite(loss):
-                        raise ConfigError(
-                            f"learning_rate={self.settings.learning_rate}: the loss of quantization-aware training "
-                            f"became {loss} in epoch {epoch + 1}. Choose a smaller one"
-                        )
+                    self._refuse_infinite(loss, epoch)
                     kernels.restore()
                     total, seen = total + loss * len(pixels), seen + len(pixels)
                     bar.advance(len(pixels))
+                # The loss is that before a step; the last step of all shows in the weights only.
+                self._refuse_infinite(sum(float(np.sum(np.abs(x.numpy()))) for x in student.trainable_variables), epoch)
                 self.losses.append(total / max(seen, 1))
                 bar.say(f"epoch {epoch + 1}: loss {self.losses[-1]:.5f}")
                 if path:
                     values = [variable.numpy() for variable in student.weights + optimizer.variables]
                     state = {"key": self._key, "ranges": ranges, "losses": self.losses}
                     checkpoints.save(path, Checkpoint(state, grouped(values=values)))
+
+    def _refuse_infinite(self, value: float, epoch: int) -> None:
+        if not np.isfinite(value):
+            raise ConfigError(
+                f"learning_rate={self.settings.learning_rate}: the loss of quantization-aware training "
+                f"became {value} in epoch {epoch + 1}. Choose a smaller one"
+            )
 
     def _step(self, student: Any, optimizer: Any) -> Any:
         import tensorflow as tf
@@ -261,10 +266,9 @@ class _Training:
             with tf.GradientTape() as tape:
                 # What the device computes of a raw pixel: its zero point is a whole number.
                 received = student((raw - float(self.zero)) * self.scale, training=False)
-                logs = tf.math.log(tf.clip_by_value(received, 1e-7, 1.0))
-                distance = tf.reduce_sum(expected * (tf.math.log(tf.maximum(expected, 1e-7)) - logs), axis=1)
-                right = -tf.gather(logs, labels, axis=1, batch_dims=1)
-                loss = tf.reduce_mean((1 - weight) * distance + weight * right)
+                of_label = tf.gather(received, labels, axis=1, batch_dims=1)
+                wrong = -tf.math.log(tf.maximum(of_label, LEAST))
+                loss = tf.reduce_mean((1 - weight) * distance(expected, received) + weight * wrong)
             optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
             return loss
 
@@ -277,13 +281,14 @@ class _Training:
 
     def _measured(self) -> dict[str, Range]:
         batches = -(-self.settings.calibration_photos // self.settings.batch_size)
+
+        def images() -> Iterator[NDArray[np.float32]]:
+            for pixels, _ in islice(self.photos.batches(0), batches):
+                if len(pixels):
+                    yield (pixels.astype(np.float32) - np.float32(self.zero)) * np.float32(self.scale)
+
         with progress("measure ranges"):
-            images = (
-                (pixels.astype(np.float32) - np.float32(self.zero)) * np.float32(self.scale)
-                for pixels, _ in islice(self.photos.batches(0), batches)
-                if len(pixels)
-            )
-            return self.plan.ranges(measure(self.plain, self.plan.measured, images), self.pixels)
+            return measured_ranges(self.plain, self.plan, self.pixels, images)
 
     @property
     def _key(self) -> str:
