@@ -192,7 +192,7 @@ def _table(errors: Sequence[LayerError]) -> list[str]:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     for name, width in (("#", 3), ("layer", 22), ("operator", 17)):
         table.add_column(f"\n{name}", width=width, no_wrap=True)
     for name, width in (("\nshape", 11), ("\nscale", 7), ("own\nsteps", 5), ("own\ndB", 5), ("all\ndB", 5)):
