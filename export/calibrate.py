@@ -7,7 +7,7 @@ serves any number of conversions, and ranges need not be the plain extremes that
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +24,8 @@ LEVELS = 256
 """Of an int8 activation."""
 COPYING = ("CONCATENATION", "PAD", "RESHAPE")
 """Operators that give their input's values on, and whose int8 form needs one scale on both sides."""
+ODD_PHOTOS = 0.02
+"""Share of photos whose extremes may lie outside of a range."""
 SHRINKS = np.linspace(1.0, 0.2, 41)
 """Shares of the full range among which the least squared error is looked for."""
 T = TypeVar("T")
@@ -49,19 +51,23 @@ class Calibration:
         self._scale, self._offset = scale, offset
 
     @cached_property
-    def extremes(self) -> dict[int, Range]:
-        """Smallest and largest value of each tensor, by index."""
+    def by_photo(self) -> dict[int, NDArray[np.float64]]:
+        """Smallest and largest value of each tensor on each photo, by index, [photos, 2]."""
 
-        def of(tensors: Tensors, photos: Sequence[NDArray[np.uint8]]) -> dict[int, Range]:
-            found: dict[int, Range] = {}
+        def of(tensors: Tensors, photos: Sequence[NDArray[np.uint8]]) -> dict[int, list[Range]]:
+            found: dict[int, list[Range]] = {index: [] for index in tensors.names}
             for image in normalized(photos, self._scale, self._offset):
                 for index, values in tensors.run(image):
-                    low, high = found.get(index, (np.inf, -np.inf))
-                    found[index] = min(low, float(values.min())), max(high, float(values.max()))
+                    found[index].append((float(values.min()), float(values.max())))
             return found
 
         parts = self._in_threads("calibrate", of)
-        return {i: (min(part[i][0] for part in parts), max(part[i][1] for part in parts)) for i in parts[0]}
+        return {i: np.concatenate([np.array(part[i]) for part in parts]) for i in parts[0]}
+
+    @cached_property
+    def extremes(self) -> dict[int, Range]:
+        """Smallest and largest value of each tensor on all photos, by index."""
+        return {i: (float(seen[:, 0].min()), float(seen[:, 1].max())) for i, seen in self.by_photo.items()}
 
     @cached_property
     def histograms(self) -> dict[int, Histogram]:
@@ -87,12 +93,9 @@ class Calibration:
         Args:
             method: a row of METHODS.
         """
-        choose = METHODS[method]
-        found = self.extremes
-        if choose is not None:
-            found = {i: choose(self.histograms[i], *found[i]) if found[i][1] > found[i][0] else found[i] for i in found}
+        found = METHODS[method](self)
         # Raw pixels are valid for the input tensor only if its range is theirs, whatever these photos hold.
-        return found | {index: self._border for index in self._pixels}
+        return found | dict.fromkeys(self._pixels, self._border)
 
     def annotated(self, method: str) -> bytes:
         """The twin with ranges in its tensors, ready for TensorFlow's quantizer."""
@@ -123,20 +126,41 @@ class Calibration:
             return list(threads.map(of, [Tensors(self.twin) for _ in parts], parts))
 
 
-def _percentile(share: float) -> Callable[[Histogram, float, float], Range]:
+Method = Callable[[Calibration], dict[int, Range]]
+
+
+def _without_odd_photos(calibration: Calibration) -> dict[int, Range]:
+    """Leave out, for each tensor and on each side, the extremes of the few photos with the most extreme ones."""
+    found = {}
+    for i, seen in calibration.by_photo.items():
+        low, high = np.quantile(seen[:, 0], ODD_PHOTOS), np.quantile(seen[:, 1], 1 - ODD_PHOTOS)
+        found[i] = min(0.0, float(low)), max(0.0, float(high))
+    return found
+
+
+def _by_histogram(choose: Callable[[Histogram, float, float], Range]) -> Method:
+    """Choose the range of each tensor by its distribution; one that is constant keeps its own."""
+
+    def ranges(calibration: Calibration) -> dict[int, Range]:
+        histograms = calibration.histograms
+        return {
+            i: choose(histograms[i], low, high) if high > low else (low, high)
+            for i, (low, high) in calibration.extremes.items()
+        }
+
+    return ranges
+
+
+def percentile(share: float, histogram: Histogram, low: float, high: float) -> Range:
     """Leave out the outermost values, as many on both sides as the share says; zero stays in (it must be exact)."""
-
-    def choose(histogram: Histogram, low: float, high: float) -> Range:
-        edges = np.linspace(low, high, BINS + 1)
-        inside = np.cumsum(histogram) / histogram.sum()
-        first = int(np.searchsorted(inside, (1 - share) / 2, side="right"))
-        last = int(np.searchsorted(inside, 1 - (1 - share) / 2))
-        return min(0.0, float(edges[first])), max(0.0, float(edges[min(last, BINS - 1) + 1]))
-
-    return choose
+    edges = np.linspace(low, high, BINS + 1)
+    inside = np.cumsum(histogram) / histogram.sum()
+    first = int(np.searchsorted(inside, (1 - share) / 2, side="right"))
+    last = int(np.searchsorted(inside, 1 - (1 - share) / 2))
+    return min(0.0, float(edges[first])), max(0.0, float(edges[min(last, BINS - 1) + 1]))
 
 
-def _least_squares(histogram: Histogram, low: float, high: float) -> Range:
+def least_squares(histogram: Histogram, low: float, high: float) -> Range:
     """The share of the range with the least squared error: what is cut off against the width of a step."""
     low, high = min(0.0, low), max(0.0, high)
     edges = np.linspace(low, high, BINS + 1)
@@ -150,10 +174,11 @@ def _least_squares(histogram: Histogram, low: float, high: float) -> Range:
     return best * low, best * high
 
 
-METHODS: dict[str, Callable[[Histogram, float, float], Range] | None] = {
-    "min-max": None,
-    "percentile-99.99": _percentile(0.9999),
-    "percentile-99.9": _percentile(0.999),
-    "mse": _least_squares,
+METHODS: dict[str, Method] = {
+    "min-max": lambda calibration: calibration.extremes,
+    "no-odd-photos": _without_odd_photos,
+    "percentile-99.99": _by_histogram(partial(percentile, 0.9999)),
+    "percentile-99.9": _by_histogram(partial(percentile, 0.999)),
+    "mse": _by_histogram(least_squares),
 }
-"""How a range comes out of what was seen; None takes the extremes."""
+"""How ranges come out of what was seen."""

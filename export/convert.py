@@ -14,7 +14,7 @@ from edgetl.console import progress
 from edgetl.errors import ConfigError
 from export import schemes
 from export.artifacts import Artifact, device_errors
-from export.conversion import Making, Conversion, opened
+from export.conversion import Conversion, Making, opened
 
 PROG = "python -m export.convert"
 USUAL = ("float32", "float16", "dynamic_int8", "int8")
@@ -30,7 +30,8 @@ class Config(Making):
     """Which artifacts to make: float32, float16, dynamic_int8, int8, int8_io8, int16x8, int4_weights, mixed_int8,
     qat_int8; each also with pruned_ or clustered_ before it."""
     ranges: str = "min-max"
-    """How int8 ranges come out of what calibration saw: min-max, percentile-99.99, percentile-99.9, mse."""
+    """How int8 ranges come out of what calibration saw: min-max, no-odd-photos, percentile-99.99,
+    percentile-99.9, mse."""
     float_layers: tuple[str, ...] = ()
     """Keras layers that mixed_int8 leaves in floating point; `export.optimize` finds which."""
 

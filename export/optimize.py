@@ -353,6 +353,7 @@ def post_training(search: Search) -> None:
     int8 = schemes.get("int8")
     for ranges, images in (
         ("min-max", 0),
+        ("no-odd-photos", 0),
         ("percentile-99.99", 0),
         ("mse", 0),
         ("percentile-99.9", 0),

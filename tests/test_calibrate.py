@@ -1,7 +1,7 @@
 """Ranges are those of the activations, of pixels at the input, and give what TFLiteConverter gives."""
 
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import keras
@@ -12,7 +12,7 @@ from photos import make_photo
 from edgetl.console import swallowed_output
 from edgetl.errors import ArtifactError, ConfigError
 from export import metadata, schemes
-from export.calibrate import BINS, METHODS, Calibration
+from export.calibrate import BINS, METHODS, Calibration, least_squares, percentile
 from export.device.interpreter import Model
 from export.flatbuffer import DEQUANTIZE, FLOAT_TYPES, QUANTIZE, TensorType, border, operators, unpack
 from export.quantize import Choices, Quantized, Quantizer, keras_layers
@@ -106,8 +106,7 @@ def test_percentiles_leave_out_the_outermost_and_keep_zero() -> None:
     histogram = np.zeros(BINS, np.int64)
     histogram[: BINS // 2] = 1000
     histogram[-1] = 1
-    choose = METHODS["percentile-99.9"]
-    assert choose is not None
+    choose = partial(percentile, 0.999)
     low, high = choose(histogram, 0.0, 2048.0)
     # 1,024,001 values, 512 of them (half of a thousandth) cut off at each end: the outlier and half a bin.
     assert low == 0.0 and 1023 <= high <= 1025
@@ -117,13 +116,20 @@ def test_percentiles_leave_out_the_outermost_and_keep_zero() -> None:
     assert choose(everything, -4.0, 4.0)[0] <= -4 + 6 * 8 / BINS
 
 
+def test_one_odd_photo_in_fifty_does_not_make_the_steps_coarse() -> None:
+    photos = [np.full((SIDE, SIDE, 3), 100 + number % 5, np.uint8) for number in range(60)]
+    ordinary = Calibration(quantizer().twin, photos, 1 / 127.5, -1.0)
+    odd = Calibration(quantizer().twin, [*photos[1:], PHOTOS[0]], 1 / 127.5, -1.0)
+    index = next(i for i, name in Tensors(quantizer().twin).names.items() if "stem_relu" in keras_layers(name))
+    assert odd.ranges("min-max")[index][1] > 1.05 * ordinary.ranges("min-max")[index][1]
+    assert odd.ranges("no-odd-photos")[index] == pytest.approx(ordinary.ranges("no-odd-photos")[index], rel=0.02)
+
+
 def test_least_squares_cuts_a_long_tail_and_nothing_of_a_flat_one() -> None:
-    choose = METHODS["mse"]
-    assert choose is not None
-    assert choose(np.full(BINS, 1000, np.int64), -1.0, 1.0) == (-1.0, 1.0)
+    assert least_squares(np.full(BINS, 1000, np.int64), -1.0, 1.0) == (-1.0, 1.0)
     tail = np.full(BINS, 0, np.int64)
     tail[: BINS // 10], tail[-1] = 100_000, 1
-    low, high = choose(tail, 0.0, 100.0)
+    low, high = least_squares(tail, 0.0, 100.0)
     assert low == 0.0 and 10 <= high < 40
 
 

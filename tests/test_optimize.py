@@ -68,7 +68,7 @@ def test_plain_int8_is_taken_if_it_fits(rig: Callable[..., Rig]) -> None:
 
 def test_other_ranges_come_before_anything_dearer(rig: Callable[..., Rig]) -> None:
     found = rig(lambda option: 0 if option.ranges == "mse" else 50)
-    assert [each[1] for each in found.tried[1:]] == ["min-max", "percentile-99.99", "mse"]
+    assert [each[1] for each in found.tried[1:]] == ["min-max", "no-odd-photos", "percentile-99.99", "mse"]
     assert found.chosen.ranges == "mse"
 
 
