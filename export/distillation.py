@@ -25,6 +25,9 @@ from export.bridge import legacy_keras
 
 quiet_tensorflow()
 
+LEAST = 1e-7
+"""Probabilities below it count as this one in distances."""
+
 
 @dataclass(frozen=True)
 class Distilling:
@@ -209,6 +212,14 @@ def train(
     return tuple(losses)
 
 
+def distance(expected: Any, received: Any) -> Any:
+    """Kullback-Leibler divergence of probabilities [n, k] from those expected, [n]."""
+    import tensorflow as tf
+
+    expected, received = (tf.clip_by_value(x, LEAST, 1.0) for x in (expected, received))
+    return tf.reduce_sum(expected * (tf.math.log(expected) - tf.math.log(received)), axis=1)
+
+
 def _refuse_infinite(value: float, student: Student, settings: Distilling, epoch: int) -> None:
     if not np.isfinite(value):
         raise ConfigError(
@@ -232,10 +243,10 @@ def _step(student: Student, optimizer: Any, label_weight: float) -> Any:
         raw = tf.cast(pixels, tf.float32)
         expected = student.expected(raw)
         with tf.GradientTape() as tape:
-            logs = tf.math.log(tf.clip_by_value(student.received(raw), 1e-7, 1.0))
-            distance = tf.reduce_sum(expected * (tf.math.log(tf.maximum(expected, 1e-7)) - logs), axis=1)
-            right = -tf.gather(logs, labels, axis=1, batch_dims=1)
-            loss = tf.reduce_mean((1 - label_weight) * distance + label_weight * right)
+            received = student.received(raw)
+            of_label = tf.gather(received, labels, axis=1, batch_dims=1)
+            wrong = -tf.math.log(tf.maximum(of_label, LEAST))
+            loss = tf.reduce_mean((1 - label_weight) * distance(expected, received) + label_weight * wrong)
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         return loss
 

@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bridge import legacy_keras, quiet_import
+from export.distillation import distance
 from export.quantizable import AFFINE, WEIGHTED, Op, Plan, Range
 
 OUTLIERS = (0.0, 0.01, 0.02, 0.05, 0.1)
 """Shares of photos whose extremes may lie outside of a range: one odd photo would make the steps coarse for all. The
 one is taken that keeps outputs nearest to the float model's. Untrained, on elpv, 0.02 against 0: MobileNetV3Small
 0.008 instead of 0.035; EfficientNet-Lite0 no difference."""
-LEAST = 1e-7
-"""Probabilities below it count as this one in distances."""
 
 
 @cache
@@ -166,14 +165,6 @@ def weights_of(model: Any) -> dict[str, list[Any]]:
 _ORDER = {"bias": 1, "beta": 1, "moving_mean": 2, "moving_variance": 3}
 
 
-def distance(expected: Any, received: Any) -> Any:
-    """Kullback-Leibler divergence of probabilities [n, k] from those expected, [n]."""
-    import tensorflow as tf
-
-    expected, received = (tf.clip_by_value(x, LEAST, 1.0) for x in (expected, received))
-    return tf.reduce_sum(expected * (tf.math.log(expected) - tf.math.log(received)), axis=1)
-
-
 def measured_ranges(
     model: Any, plan: Plan, pixels: Range, batches: Callable[[], Iterable[NDArray[np.float32]]]
 ) -> dict[str, Range]:
@@ -199,7 +190,7 @@ def measured_ranges(
 
     folded = Folded(model, plan, {})
 
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def gap(images: Any, ranges: Any) -> Any:
         bounds = {name: (ranges[i, 0], ranges[i, 1]) for i, name in enumerate(plan.quantized)}
         return tf.reduce_sum(distance(model(images, training=False), folded.within(bounds, images)))
@@ -216,7 +207,7 @@ def _extremes(model: Any, names: Sequence[str], batches: Iterable[NDArray[np.flo
 
     inside = legacy_keras().Model(model.input, [model.get_layer(name).output for name in names])
 
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def extremes(images: Any) -> Any:
         found = [tf.reshape(x, (tf.shape(x)[0], -1)) for x in tf.nest.flatten(inside(images, training=False))]
         return tf.stack([[tf.reduce_min(x, axis=1), tf.reduce_max(x, axis=1)] for x in found])
