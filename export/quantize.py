@@ -133,12 +133,13 @@ class Quantizer:
         from tensorflow.lite.python.convert_phase import ConverterError
 
         io = tf.dtypes.as_dtype(scheme.io)
+        exempt = self._operators_of(choices.float_layers) if scheme.mixed else set()
         try:
             quantized = mlir_quantize(
                 self.annotated(choices.ranges),
                 input_data_type=io,
                 output_data_type=io,
-                denylisted_nodes=sorted(self._operators_of(choices.float_layers)) or None,
+                denylisted_nodes=sorted(exempt) or None,
             )
         except ConverterError as error:
             raise ArtifactError(f"{scheme.name}: TensorFlow's quantizer refuses the model: {error}") from error

@@ -88,7 +88,10 @@ def _mean_inputs(model: "keras.Model", layers: Sequence[Any], images: NDArray[np
     if not layers:
         return []
     means = [
-        keras.ops.mean(layer.input, axis=(1, 2)) if len(layer.input.shape) == 4 else layer.input for layer in layers
+        keras.layers.GlobalAveragePooling2D(name=f"mean_input_of_{layer.name}")(layer.input)
+        if len(layer.input.shape) == 4
+        else layer.input
+        for layer in layers
     ]
     each_photo = keras.Model(model.input, means).predict(images, batch_size=8, verbose=0)
     each_photo = each_photo if isinstance(each_photo, list) else [each_photo]

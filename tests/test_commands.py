@@ -27,6 +27,8 @@ MODULES = {
     "fine-tune": "recipes.fine_tune",
     "find-lr": "recipes.find_learning_rate",
     "convert": "export.convert",
+    "optimize": "export.optimize",
+    "layers": "export.layers",
     "evaluate": "export.evaluate",
     "benchmark": "export.benchmark",
     "report": "export.report",
@@ -247,7 +249,7 @@ CASES: dict[str, tuple[str, Prepare, list[str]]] = {
     "file in the way": ("recipe", in_file, ["file/out", "Not a directory", "Check the path"]),
     **{
         f"{name}: {what}": (name, prepare, parts)
-        for name in ("convert", "evaluate", "report")
+        for name in ("convert", "optimize", "layers", "evaluate", "report")
         for what, prepare, parts in (
             ("no run", missing(), ["gone", "no such run directory", "python -m recipes"]),
             ("no run given", words(), ["See", "--help"]),
@@ -270,6 +272,36 @@ CASES: dict[str, tuple[str, Prepare, list[str]]] = {
         ["--calibration-images 0", "at least 1"],
     ),
     "convert: number": ("convert", on_run("--calibration-images", "few"), ["--calibration-images", "few", "--help"]),
+    "convert: composed scheme": (
+        "convert",
+        on_run("--schemes", "pruned_int7"),
+        ["'pruned_int7'", "pruned_ or clustered_"],
+    ),
+    "convert: ranges": ("convert", on_run("--ranges", "widest"), ["--ranges widest", "min-max"]),
+    "convert: mixed without layers": ("convert", on_run("--schemes", "mixed_int8"), ["--float-layers", "optimize"]),
+    "convert: layer": (
+        "convert",
+        on_run("--schemes", "mixed_int8", "--float-layers", "nowhere", "--calibration-images", "12"),
+        ["no operator computes layer nowhere", "There are: "],
+    ),
+    "convert: epochs": (
+        "convert",
+        on_run("--schemes", "qat_int8", "--epochs", "0", "--calibration-images", "12"),
+        ["epochs=0", "at least 1"],
+    ),
+    "convert: sparsity": (
+        "convert",
+        on_run("--schemes", "pruned_int8", "--sparsity", "1.5", "--calibration-images", "12"),
+        ["sparsity=1.5", "below 1"],
+    ),
+    "convert: model without data": ("convert", words("out", "--model", "m.keras"), ["m.keras"]),
+    "optimize: budget": ("optimize", on_run("--max-accuracy-drop", "1"), ["--max-accuracy-drop 1", "less than 1"]),
+    "optimize: size": ("optimize", on_run("--max-size-kb", "-3"), ["--max-size-kb -3", "positive"]),
+    "optimize: latency": ("optimize", on_run("--max-latency-ms", "0"), ["--max-latency-ms 0", "positive"]),
+    "optimize: target": ("optimize", on_run("--target", "gpu"), ["--target", "gpu", "npu"]),
+    "optimize: photos gone": ("optimize", on_run(damage=lose_photos), ["gone", "no such folder", "Give a folder"]),
+    "layers: scheme": ("layers", on_run("--scheme", "float32"), ["float32", "int8"]),
+    "layers: images": ("layers", on_run("--images", "0"), ["--images 0"]),
     "evaluate: scheme": ("evaluate", on_run("--schemes", "int7"), ["no artifact int7", "There: ", "export.convert"]),
     "evaluate: workers": ("evaluate", on_run("--workers", "-1"), ["--workers -1", "0 for one per core"]),
     **{
