@@ -23,6 +23,9 @@ PIXELS = "raw_pixels"
 """Name of the layer behind the input; its range is that of pixels 0..255."""
 STEPS = 255
 """Steps of an 8-bit range."""
+LEAST_STEP = 1e-6
+"""Of a range: a layer that gave nothing but zeros (dead ReLUs) has none of its own, and kernels refuse outputs whose
+step is more than 256 times finer than the product of those that they are computed from."""
 
 Range = tuple[float, float]
 """Smallest and largest real value; zero is inside, on the grid."""
@@ -262,7 +265,7 @@ def _joins(chain: list[Op], op: Op) -> bool:
 def on_grid(low: float, high: float) -> Range:
     """Shift a range by less than half a step so that zero is one of its 256 values."""
     low, high = min(low, 0.0), max(high, 0.0)
-    step = max((high - low) / STEPS, 1e-8)  # all zero: any range will do
+    step = max((high - low) / STEPS, LEAST_STEP)
     zero = round(-low / step)
     return -zero * step, (STEPS - zero) * step
 

@@ -89,9 +89,9 @@ def assert_integers_only(tflite: bytes) -> None:
     assert kinds <= {"INT8", "UINT8", "INT32"}, kinds
     assert [i for i, op in enumerate(found) if "QUANTIZE" in op.name] == [0, len(found) - 1], "only at the borders"
     model = unpack(tflite)
-    for operator in model.subgraphs[0].operators:
+    for op, operator in zip(found, model.subgraphs[0].operators, strict=True):
         tensors = [model.subgraphs[0].tensors[i] for i in operator.inputs]
-        if len(tensors) == 3 and len(tensors[1].shape) in (2, 4):  # convolution or dense layer: input, kernel, bias
+        if "CONV_2D" in op.name or op.name == "FULLY_CONNECTED":
             outputs = model.subgraphs[0].tensors[operator.outputs[0]].shape[-1]
             assert len(tensors[1].quantization.scale) == outputs, "one scale per output channel"
 
@@ -194,6 +194,17 @@ def test_ranges_are_shared_where_kernels_do_not_rescale() -> None:
         assert abs(low / step - round(low / step)) < 1e-4, "zero is not on the grid"
     assert ranges["relu"][1] == pytest.approx(7.0, rel=0.01)
     assert ranges["separable_silu_sigmoid"] == (0.0, 255 / 256)
+
+
+def test_dead_layer_gives_an_artifact_that_runs() -> None:
+    model = tiny_model()
+    model.get_layer("bn").set_weights([np.zeros(8), -np.ones(8), np.zeros(8), np.ones(8)])  # ReLU gives 0 only
+    plain = quantizable.lowered(bridge.rebuilt(model))
+    plan, pixels = Plan.of(plain), RandomPhotos(12).pixels
+    images = (pixels - np.float32(128)) * np.float32(SCALE)
+    ranges = measured_ranges(plain, plan, quantizable.pixel_range(SCALE, OFFSET)[0], lambda: [images])
+    received = Model(qat.to_int8(Trained(plain, ranges, SCALE, OFFSET, ()))).predict_batch(pixels)
+    assert np.abs(received - model.predict(images, verbose=0)).max() < 2 / 256
 
 
 def test_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
