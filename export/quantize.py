@@ -12,7 +12,7 @@ ai-edge-quantizer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from edgetl.console import swallowed_output
 from edgetl.errors import ArtifactError, ConfigError
 from export.calibrate import METHODS, Calibration
 from export.device.interpreter import Model
-from export.flatbuffer import DEQUANTIZE, QUANTIZE, Operator, border, compact, operators
+from export.flatbuffer import DEQUANTIZE, QUANTIZE, Operator, border, compact, operators, pack, unpack
 from export.normalization import integer_form
 from export.rounding import STEPS, rounded_copy
 from export.saved_model import frozen_saved_model, to_tflite
@@ -73,6 +73,7 @@ class Quantizer:
         self.model = model
         self.photos = photos
         self._rounding = rounding
+        self._annotated: dict[str, bytes] = {}
 
     def quantize(self, scheme: Scheme, choices: Choices = Choices()) -> Quantized:
         """Convert the model under a scheme that needs no training.
@@ -101,20 +102,32 @@ class Quantizer:
         return Quantized(tflite, found)
 
     @cached_property
+    def _integer_form(self) -> tuple["keras.Model", float, float]:
+        return integer_form(self.model)
+
+    @cached_property
     def prepared(self) -> tuple["keras.Model", float, float]:
         """The model that integer schemes freeze, and the scale and offset that it expects of raw pixels."""
-        model, scale, offset = integer_form(self.model)
+        model, scale, offset = self._integer_form
         return self._rounded(model, "int8", scale, offset), scale, offset
 
     @cached_property
     def twin(self) -> bytes:
         """The same as float .tflite: operator for operator what int8 computes."""
-        model, scale, offset = self.prepared
+        return self._float_form(self.prepared[0])
+
+    @cached_property
+    def exact_twin(self) -> bytes:
+        """The twin with its weights as they were before they were rounded to the grid of int8."""
+        return self._float_form(self._integer_form[0])
+
+    def _float_form(self, model: "keras.Model") -> bytes:
+        _, scale, offset = self.prepared
         with frozen_saved_model(model) as saved_model:
-            twin = to_tflite(saved_model)
+            tflite = to_tflite(saved_model)
         images = np.concatenate(list(normalized(self.photos[:CHECKED_IMAGES], scale, offset)))
-        check_equal(model, images, Tensors(twin).outputs(images))
-        return twin
+        check_equal(model, images, Tensors(tflite).outputs(images))
+        return tflite
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -122,10 +135,11 @@ class Quantizer:
         _, scale, offset = self.prepared
         return Calibration(self.twin, self.photos, scale, offset)
 
-    @cache  # noqa: B019 (lives as long as the model it belongs to)
     def annotated(self, ranges: str) -> bytes:
         """The twin with ranges, for TensorFlow's quantizer."""
-        return self.calibration.annotated(ranges)
+        if ranges not in self._annotated:
+            self._annotated[ranges] = self.calibration.annotated(ranges)
+        return self._annotated[ranges]
 
     def _integer(self, scheme: Scheme, choices: Choices) -> bytes:
         import tensorflow as tf
@@ -136,7 +150,7 @@ class Quantizer:
         exempt = self._operators_of(choices.float_layers) if scheme.mixed else set()
         try:
             quantized = mlir_quantize(
-                self.annotated(choices.ranges),
+                self._with_exact_weights(self.annotated(choices.ranges), exempt),
                 input_data_type=io,
                 output_data_type=io,
                 denylisted_nodes=sorted(exempt) or None,
@@ -144,6 +158,19 @@ class Quantizer:
         except ConverterError as error:
             raise ArtifactError(f"{scheme.name}: TensorFlow's quantizer refuses the model: {error}") from error
         return compact(bytes(quantized))
+
+    def _with_exact_weights(self, twin: bytes, exempt: set[str]) -> bytes:
+        """Give operators that stay in float their weights back as they were."""
+        if not exempt:
+            return twin
+        model, exact = unpack(twin), unpack(self.exact_twin)
+        graph = model.subgraphs[0]
+        for operator in graph.operators:
+            if graph.tensors[operator.outputs[0]].name.decode() in exempt:
+                for index in operator.inputs[1:]:
+                    buffer = exact.subgraphs[0].tensors[index].buffer
+                    model.buffers[graph.tensors[index].buffer].data = exact.buffers[buffer].data
+        return pack(model)
 
     def _by_converter(self, scheme: Scheme) -> bytes:
         model = self.model
