@@ -73,7 +73,7 @@ def main(config: Config) -> tuple[dict[str, str], ...]:
     config = checked(config)
     if unknown := [name for name in config.backbones if name not in FAMILIES]:
         raise ConfigError(f"--backbones {' '.join(unknown)}: stand for no family. Choose from: {', '.join(FAMILIES)}")
-    rows = {}
+    rows, found = {}, ()
     if config.out.is_file():
         with config.out.open(newline="") as file:
             rows = {row["backbone"]: row for row in csv.DictReader(file)}
@@ -84,13 +84,17 @@ def main(config: Config) -> tuple[dict[str, str], ...]:
             for scheme, cell in cells(name):
                 rows[name][scheme] = cell
                 bar.advance()
+            found = tuple(rows[each] for each in FAMILIES if each in rows)
+            write_atomic(config.out, _csv(found))  # what is done stays if the next one is interrupted
+    return found
+
+
+def _csv(rows: tuple[dict[str, str], ...]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, ["backbone", *schemes.SCHEMES], lineterminator="\n")
     writer.writeheader()
-    found = tuple(rows[name] for name in FAMILIES if name in rows)
-    writer.writerows(found)
-    write_atomic(config.out, text.getvalue())
-    return found
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def cells(name: str) -> Iterator[tuple[str, str]]:

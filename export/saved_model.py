@@ -74,7 +74,7 @@ def to_tflite(saved_model: Path, configure: Callable[[Any], None] = lambda conve
     configure(converter)
     try:
         return compact(bytes(converter.convert()))
-    except (ConverterError, tf.errors.OpError) as error:
+    except (ConverterError, tf.errors.OpError, RuntimeError, ValueError) as error:  # calibration raises plain ones
         raise ArtifactError(f"the converter refuses the model: {_reason(error)}") from error
 
 
