@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 RUN := runs/demo
 
-.PHONY: demo test test-slow check format lock benchmarks clean
+.PHONY: demo test test-slow check format lock benchmarks families clean
 
 demo: $(READY)  ## photos -> trained, quantized, measured: one table
 	$(BIN)/python -m recipes.fine_tune --data elpv --backbone EfficientNetLite0 --augment symmetries --epochs 8 --out $(RUN)
@@ -30,7 +30,10 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 benchmarks: $(READY)  ## the figures of docs/measurements.md
-	for name in startup decoding latency feature_extraction accuracy fine_tuning; do $(BIN)/python -m benchmarks.$$name || exit; done
+	for name in startup decoding latency feature_extraction accuracy fine_tuning normalization quantization; do $(BIN)/python -m benchmarks.$$name || exit; done
+
+families: $(READY)  ## after a change that lets a backbone take a scheme, or no longer
+	$(BIN)/python -m export.families
 
 lock:  ## after a change of dependencies in pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 \

@@ -73,7 +73,8 @@ def main(config: Config) -> tuple[dict[str, str], ...]:
     config = checked(config)
     if unknown := [name for name in config.backbones if name not in FAMILIES]:
         raise ConfigError(f"--backbones {' '.join(unknown)}: stand for no family. Choose from: {', '.join(FAMILIES)}")
-    rows, found = {}, ()
+    rows: dict[str, dict[str, str]] = {}
+    found: tuple[dict[str, str], ...] = ()
     if config.out.is_file():
         with config.out.open(newline="") as file:
             rows = {row["backbone"]: row for row in csv.DictReader(file)}
