@@ -17,7 +17,9 @@ from edgetl.inputs import ImageInput
 from edgetl.metrics import score
 from edgetl.rundir import METRICS, RunDir, open_run, read_json
 from export import adopt as module
-from export.adopt import Metrics, adopt, doubts, flattened, forward_of, load_model
+from export.adopt import Metrics, adopt, doubts
+from export.flattening import flattened
+from export.foreign import forward_of, load_model
 
 quiet_tensorflow()
 import keras  # noqa: E402
