@@ -32,6 +32,8 @@ class Comparison:
     """What the photos on which the two differ would cost if the reference's probabilities were the truth: the mean of
     its probability of its own class less that of the other's class, 0..1. Labels don't enter, nor the luck of who was
     right on a few photos; of a reference that is too sure of itself it is an upper estimate."""
+    expected_drop_error: float
+    """Standard error of `expected_drop`: how much other photos of the same kind would move it."""
     lost: int
     """Photos that the reference names rightly and the other wrongly."""
     gained: int
@@ -69,12 +71,14 @@ def compare(labels: NDArray[np.int64], reference: NDArray[np.float32], other: ND
     lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
     low, high = paired_interval(lost, gained, len(labels))
     change = before.astype(np.int64) - after
+    costs = reference.max(axis=1) - reference[np.arange(len(labels)), other.argmax(axis=1)]
     return Comparison(
         samples=len(labels),
         drop=(lost - gained) / len(labels),
         drop_low=low,
         drop_high=high,
-        expected_drop=float((reference.max(axis=1) - reference[np.arange(len(labels)), other.argmax(axis=1)]).mean()),
+        expected_drop=float(costs.mean()),
+        expected_drop_error=float(costs.std() / len(labels) ** 0.5),
         lost=lost,
         gained=gained,
         mcnemar_p=mcnemar(lost, gained),

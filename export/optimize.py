@@ -6,7 +6,8 @@ split; the one that was chosen is measured once on the test split.
 
 On a few hundred photos a measured drop is half luck, and whoever tries ten candidates takes the luckiest. So a
 candidate must keep the budget twice: with the drop that was measured, and with the one that is expected of the photos
-on which it differs from Keras (`edgetl.comparison.Comparison.expected_drop`), which labels have no part in.
+on which it differs from Keras (`edgetl.comparison.Comparison.expected_drop`; labels have no part in it) plus one
+standard error, after the rule of Breiman et al. 1984 for choosing among models.
 """
 
 import sys
@@ -308,7 +309,7 @@ class Search:
         """Put figures and the limits that they miss into a candidate."""
         config = self.config
         kept = {
-            ACCURACY: max(found.drop, found.expected_drop) <= config.max_accuracy_drop,
+            ACCURACY: worst_drop(found) <= config.max_accuracy_drop,
             SIZE: config.max_size_kb is None or size_bytes <= 1000 * config.max_size_kb,
             LATENCY: config.max_latency_ms is None or latency_ms <= config.max_latency_ms,
         }
@@ -334,10 +335,14 @@ class Search:
         return " ".join(parts + ([f"--data {config.data}"] if config.data else []))
 
 
+def worst_drop(found: Comparison) -> float:
+    """Accuracy lost, fraction: as measured, or as expected and one standard error more, whichever is more."""
+    return max(found.drop, found.expected_drop + found.expected_drop_error)
+
+
 def drop_of(candidate: Candidate) -> float:
-    """Accuracy lost on the validation split, fraction: as measured or as expected, whichever is more."""
-    found = candidate.against_keras
-    return max(found.drop, found.expected_drop) if found else 0.0
+    """The same of a candidate, on the validation split."""
+    return worst_drop(candidate.against_keras) if candidate.against_keras else 0.0
 
 
 def not_accuracy(candidate: Candidate) -> int:
@@ -435,10 +440,14 @@ def told(candidate: Candidate) -> str:
     )
     return (
         f"{named(candidate)}: drop {100 * found.drop:+.2f} points "
-        f"({100 * found.drop_low:+.2f} to {100 * found.drop_high:+.2f}), expected {100 * found.expected_drop:+.2f}, "
+        f"({100 * found.drop_low:+.2f} to {100 * found.drop_high:+.2f}), expected {_expected(found)}, "
         f"{candidate.size_bytes / 1e6:.2f} MB, "
         f"{candidate.latency_ms:.2f} ms: {verdict}"
     )
+
+
+def _expected(found: Comparison) -> str:
+    return f"{100 * found.expected_drop:.2f} ±{100 * found.expected_drop_error:.2f}"
 
 
 def pareto_front(candidates: tuple[Candidate, ...]) -> frozenset[int]:
@@ -469,7 +478,7 @@ def show(found: Optimization) -> str:
     lines += [
         f"{front} artifacts on {samples} validation photos (Keras {100 * found.keras_top1:.2f} %); * Pareto front of "
         f"accuracy, size, latency ({found.device}, 1 thread)",
-        "drop as measured; expected: of the photos on which it differs, if Keras' probabilities were the truth",
+        "drop as measured; expected: of photos on which it differs, if Keras' probabilities were the truth; both count",
     ]
     if found.test is None or found.test_against_keras is None:
         missed = ", ".join(chosen.misses)
@@ -523,7 +532,7 @@ def _table(found: Optimization) -> list[str]:
             f"{100 * each.top1:.2f}",
             f"{100 * result.drop:+.2f}",
             f"{100 * result.drop_low:+.2f} to {100 * result.drop_high:+.2f}",
-            f"{100 * result.expected_drop:+.2f}",
+            _expected(result),
             f"{100 * result.agreement:.2f}",
             f"{each.size_bytes / 1e6:.2f}",
             f"{each.latency_ms:.2f}",

@@ -25,11 +25,12 @@ class Rig:
 
     def __init__(self, run: RunDir, monkeypatch: pytest.MonkeyPatch, lost: Callable[[Option], int], **limits: object):
         labels = np.zeros(1000, np.int64)
-        right = np.tile(np.float32([[1, 0]]), (1000, 1))
+        # The reference is sure of nothing: what is expected of differences is next to nothing, measured drops decide.
+        right = np.tile(np.array([[0.501, 0.499]], np.float32), (1000, 1))
 
         def measured(search: Search, base: Candidate, made: Option) -> Candidate:
             wrong = right.copy()
-            wrong[: lost(made)] = [0, 1]
+            wrong[: lost(made)] = [0.499, 0.501]
             found = compare(labels, right, wrong)
             size = {"float32": 4000, "float16": 2000, "int4_weights": 700}.get(made.scheme.name, 1000)
             size += len(made.float_layers)
@@ -64,6 +65,21 @@ def test_plain_int8_is_taken_if_it_fits(rig: Callable[..., Rig]) -> None:
     assert found.tried == [("float32", "min-max", 0, 0), ("int8", "min-max", 0, 0)]
     assert found.search.tried[0].reference and not found.search.tried[0].fits
     assert found.chosen.scheme.name == "int8"
+
+
+def test_a_lucky_candidate_does_not_fit(trained_run: RunDir) -> None:
+    labels = np.tile([0, 0, 0, 1], 100)
+    reference = np.tile(np.array([[0.75, 0.25]], np.float32), (400, 1))
+    other = reference.copy()
+    other[2:20:4], other[3:20:4] = [0.2, 0.8], [0.2, 0.8]  # five lost, five gained
+    found = compare(labels, reference, other)
+    assert found.drop == 0.0 and found.expected_drop == pytest.approx(10 * 0.5 / 400)
+    search = Search(trained_run, Config(trained_run.path, calibration_images=12, max_accuracy_drop=0.0125))
+    base = Candidate("int8", {}, "")
+    assert search.judged(base, found, top1=0.75, size_bytes=1, latency_ms=1.0).misses == ("accuracy",)
+    # With its standard error, 0.0039, it is within a budget of 0.0165.
+    search.config = replace(search.config, max_accuracy_drop=0.0165)
+    assert search.judged(base, found, top1=0.75, size_bytes=1, latency_ms=1.0).fits
 
 
 def test_other_ranges_come_before_anything_dearer(rig: Callable[..., Rig]) -> None:
