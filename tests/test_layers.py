@@ -201,7 +201,7 @@ def test_bad_input(finished_run: RunDir, arguments: list[str], said: str, capsys
     assert said in line and line.count("\n") == 1
 
 
-@pytest.mark.parametrize("count", [1, 250])
+@pytest.mark.parametrize("count", [1, 100, pytest.param(250, marks=pytest.mark.slow)])
 def test_plot(count: int) -> None:
     random = np.random.default_rng(0)
     own, accumulated = random.uniform(20, 50, (2, count))

@@ -195,7 +195,8 @@ def test_gzip_shrinks_what_the_file_does_not(files: dict[str, bytes]) -> None:
     assert sizes[2] < 0.85 * sizes[0]
 
 
-@pytest.mark.parametrize("kind", [pytest.param("pruned", marks=pytest.mark.slow), "clustered"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pruned", "clustered"])
 def test_a_stopped_training_goes_on_to_the_same_weights(
     kind: str, model: keras.Model, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
