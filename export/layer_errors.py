@@ -1,7 +1,8 @@
 """What each operator of an int8 network adds to its error, and which Keras layers to leave in float.
 
-Three figures per operator, all against the float twin (`Quantizer.twin`, whose weights are on the int8 grid already):
-what it adds itself, what has piled up until there, and what its rounding alone does to the outputs. The first comes
+Three figures per operator: what it adds itself and what its rounding alone does to the outputs, both against the float
+twin (`Quantizer.twin`, whose weights are on the int8 grid already), and what has piled up until there, against the twin
+with its weights as they were. The first comes
 from TensorFlow's numeric verification, in which each float operator reads what the integer one reads; its NumericVerify
 operators are taken out and the two tensors that they compare are read instead, on the kernels that run everything else.
 """
@@ -102,7 +103,7 @@ def layer_errors(
     artifact = quantized or quantizer.quantize(schemes.get("int8"), _choices(ranges)).tflite
     rows = _matched(quantizer, artifact, pairs)
     _, scale, offset = quantizer.prepared
-    totals = _totals((quantizer.twin, artifact, verified), rows, photos, scale, offset)
+    totals = _totals((quantizer.exact_twin, artifact, verified), rows, photos, scale, offset)
     few = list(normalized(list(photos[:EFFECT_IMAGES]), scale, offset))
     steps = {row.tensor: row.step for row, total in zip(rows, totals, strict=True) if total.own_error}
     changes = effects(quantizer.twin, steps, few)
