@@ -1,5 +1,6 @@
 """Artifacts on disk: a .tflite file with a JSON file beside it that tells what it is."""
 
+import gzip
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,6 +92,11 @@ def find_artifacts(run: RunDir, schemes: Sequence[str] = ()) -> tuple[Artifact, 
             )
         artifacts.append(artifact)
     return tuple(artifacts)
+
+
+def gzip_size_bytes(content: bytes) -> int:
+    """Size of what `gzip -9` makes of a file: what a download or an update costs."""
+    return len(gzip.compress(content, compresslevel=9, mtime=0))
 
 
 @contextmanager

@@ -71,6 +71,11 @@ class Photos(Protocol):
         """Photos per epoch."""
         ...
 
+    @property
+    def digest(self) -> str:
+        """Hash over which photos these are, of which content; empty where it makes no difference."""
+        ...
+
     def batches(self, epoch: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
         """Pixels [n, h, w, 3] and labels [n] in the order of one epoch, the same each time it is asked for."""
         ...
@@ -83,6 +88,10 @@ class StreamedPhotos:
     examples: data.Examples
     inputs: InputSpec
     settings: Distilling
+    check: Callable[[data.Examples, Sequence[str]], None] | None = None
+    """Refuses photos by the sha256 of their bytes as just read: `RunDir.refuse_changed`."""
+    digest: str = ""
+    """Hash over ids and content of the examples: a checkpoint of other photos is not gone on from."""
 
     @property
     def count(self) -> int:
@@ -90,11 +99,20 @@ class StreamedPhotos:
         return len(self.examples)
 
     def batches(self, epoch: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-        """See `Photos`; what can't be read is left out."""
+        """See `Photos`; a few that can't be read are left out, and named when the epoch ends.
+
+        Raises:
+            DatasetError: `check` refuses a photo; or, at the end of the epoch, more than a few can't be read.
+        """
         order = np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.examples))
         shuffled = self.examples.select(order)
+        failures: list[data.Unreadable] = []
         for batch in data.decoded(shuffled, self.inputs, batch_size=self.settings.batch_size):
+            if self.check:
+                self.check(shuffled.select(batch.indices), batch.sha256)
+            failures += batch.unreadable
             yield batch.pixels, shuffled.labels[batch.indices]
+        data.check_unreadable(failures, len(shuffled))
 
 
 def few(photos: Photos, count: int) -> NDArray[np.uint8]:
@@ -178,7 +196,7 @@ def train(
 
     Raises:
         ConfigError: the loss is no longer finite.
-        DatasetError: no photo can be read.
+        DatasetError: no photo can be read; or what `Photos.batches` raises.
     """
     optimizer = _optimizer(settings, photos.count)
     optimizer.build(student.model.trainable_variables)

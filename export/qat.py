@@ -4,6 +4,7 @@ The float model is the teacher, see `export.distillation`; ranges of activations
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import keras
 
 _CHECKED_IMAGES = 4
+_MEASURED_PHOTOS = 200
+"""Of the training photos, at most, that ranges are measured on where no calibration photos are given."""
 Preserve = Literal["", "sparsity", "clusters"]
 MAX_CLUSTERS = 256
 """A kernel with more distinct values was not clustered."""
@@ -39,14 +42,6 @@ class QatSettings(Distilling):
 
     learning_rate: float = 2e-5
     """Of the first step, Adam units; it falls to zero along a cosine."""
-    calibration_photos: int = 200
-    """Photos, at most, that the ranges of activations are measured on."""
-
-    def refuse(self) -> None:
-        """See `Distilling`."""
-        super().refuse()
-        if self.calibration_photos < 1:
-            raise ConfigError(f"calibration_photos={self.calibration_photos}: at least 1 is needed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +79,7 @@ def train(
     settings: QatSettings,
     *,
     preserve: Preserve = "",
+    calibration: Sequence[NDArray[np.uint8]] | None = None,
     checkpoint: Path | None = None,
 ) -> Trained:
     """Train a model under fake quantization.
@@ -95,14 +91,19 @@ def train(
         photos: of the training split.
         settings: epochs, rates.
         preserve: keep weights that are zero at zero (`sparsity`), or equal weights of a layer equal (`clusters`).
+        calibration: raw pixels, each [h, w, 3], that the ranges of activations are measured on; None takes the first
+            photos of the training's first epoch.
         checkpoint: file that is written after each epoch. One of the same training is gone on from, or, when that
             was finished, is the result; any other is written over.
 
     Raises:
-        ConfigError: a setting is out of range, or the loss is no longer finite.
+        ConfigError: a setting is out of range, there is nothing to calibrate on, or the loss is no longer finite.
         ArtifactError: layers stand in the way, the tf_keras form differs, nothing is there to preserve.
+        DatasetError: no photo can be read; or what `Photos.batches` raises.
     """
     settings.refuse()
+    if calibration is not None and not len(calibration):
+        raise ConfigError("calibration: no photo to measure ranges on. Give at least 1, or None for training photos")
     legacy = bridge.rebuilt(model)
     if found := quantizable.obstacles(legacy):
         raise ArtifactError(
@@ -111,7 +112,7 @@ def train(
         )
     images = few(photos, _CHECKED_IMAGES).astype(np.float32) * np.float32(scale) + np.float32(offset)
     bridge.check_equal(model, legacy, images)
-    return _Training(legacy, scale, offset, photos, settings, preserve).run(checkpoint)
+    return _Training(legacy, scale, offset, photos, settings, preserve, calibration).run(checkpoint)
 
 
 def to_int8(trained: Trained, io: Literal["uint8", "int8"] = "uint8") -> bytes:
@@ -141,17 +142,25 @@ class _Training:
     """One training; `run` may go on where a killed process stopped."""
 
     def __init__(
-        self, teacher: Any, scale: float, offset: float, photos: Photos, settings: QatSettings, preserve: Preserve
+        self,
+        teacher: Any,
+        scale: float,
+        offset: float,
+        photos: Photos,
+        settings: QatSettings,
+        preserve: Preserve,
+        calibration: Sequence[NDArray[np.uint8]] | None,
     ) -> None:
         self.teacher, self.photos, self.settings, self.preserve = teacher, photos, settings, preserve
-        self.scale, self.offset = scale, offset
+        self.scale, self.offset, self.calibration = scale, offset, calibration
         self.pixels, self.zero = pixel_range(scale, offset)
         self.plain = lowered(teacher)
         self.plan = Plan.of(self.plain)
 
     def run(self, path: Path | None) -> Trained:
         names = [op.name for op in self.plan.ops]
-        key = key_of(self.teacher, self.settings, self.scale, self.offset, self.preserve, self.photos.count, names)
+        photos = (self.photos.count, self.photos.digest, self._calibration_digest())
+        key = key_of(self.teacher, self.settings, self.scale, self.offset, self.preserve, *photos, names)
         record = Record(path, key)
         measured = record.stored.state["ranges"] if record.stored else self._measured()
         ranges: dict[str, Range] = {name: (float(low), float(high)) for name, (low, high) in measured.items()}
@@ -169,11 +178,25 @@ class _Training:
             self.plain.get_layer(name).set_weights([variable.numpy() for variable in variables])
         return Trained(self.plain, ranges, self.scale, self.offset, losses)
 
-    def _measured(self) -> dict[str, Range]:
-        batches = -(-self.settings.calibration_photos // self.settings.batch_size)
+    def _calibration_digest(self) -> str:
+        if self.calibration is None:
+            return ""
+        digest = hashlib.sha256()
+        for pixels in self.calibration:
+            digest.update(pixels.tobytes())
+        return digest.hexdigest()
 
+    def _calibration_batches(self) -> Iterator[NDArray[np.uint8]]:
+        size = self.settings.batch_size
+        if self.calibration is None:
+            yield from (pixels for pixels, _ in islice(self.photos.batches(0), -(-_MEASURED_PHOTOS // size)))
+        else:
+            for start in range(0, len(self.calibration), size):
+                yield np.stack(self.calibration[start : start + size])
+
+    def _measured(self) -> dict[str, Range]:
         def images() -> Iterator[NDArray[np.float32]]:
-            for pixels, _ in islice(self.photos.batches(0), batches):
+            for pixels in self._calibration_batches():
                 if len(pixels):
                     yield (pixels.astype(np.float32) - np.float32(self.zero)) * np.float32(self.scale)
 

@@ -1,6 +1,5 @@
 """Everything that was measured on a run, in one table and one file: `python -m export.report RUN`. Measures nothing."""
 
-import gzip
 import json
 import sys
 from collections.abc import Sequence
@@ -13,10 +12,10 @@ from tyro.conf import Positional
 from edgetl.config import checked, command, to_json
 from edgetl.errors import ArtifactError
 from edgetl.rundir import METRICS, RunDir, open_run, read_json, write_atomic
-from export.artifacts import Artifact, find_artifacts
+from export.artifacts import Artifact, find_artifacts, gzip_size_bytes
 from export.benchmark import LatencyReport
 from export.evaluate import EVALUATION, ArtifactScores, EvaluationReport
-from export.schemes import SCHEMES
+from export.schemes import COMPRESSIONS, SCHEMES
 
 PROG = "python -m export.report"
 REPORT = "report.json"
@@ -32,8 +31,6 @@ TITLES = (
     "ms\nmedian",
     "ms\np90",
 )
-COMPRESSIONS = ("pruned_", "clustered_")
-"""What may stand before the name of a scheme."""
 COMPRESSED = (
     "pruned_, clustered_: what shrinks is what is transferred compressed (gzip), not the file",
     "pruned_: expect no speed from the zeros. XNNPACK skips them only in float models stored sparse, between a 3x3 "
@@ -169,15 +166,20 @@ def main(config: Config) -> Report:
 
 def _order(scheme: str) -> tuple[int, int, str]:
     """Sort key: by row of the table of schemes, each followed by its compressed forms; unknown ones last."""
-    prefix = next((prefix for prefix in COMPRESSIONS if scheme.startswith(prefix)), "")
+    compression = _compression(scheme)
     rows = list(SCHEMES)
-    base = scheme.removeprefix(prefix)
-    return rows.index(base) if base in rows else len(rows), ("", *COMPRESSIONS).index(prefix), scheme
+    base = scheme.removeprefix(f"{compression}_")
+    return rows.index(base) if base in rows else len(rows), ("", *COMPRESSIONS).index(compression), scheme
+
+
+def _compression(scheme: str) -> str:
+    """What the model went through first, by the name of a scheme that need not be known; empty for nothing."""
+    return next((each for each in COMPRESSIONS if scheme.startswith(f"{each}_")), "")
 
 
 def _notes(run: RunDir, artifacts: Sequence[Artifact]) -> tuple[str, ...]:
     """What the recipe left to say, if it did, and what a reader of the sizes should know."""
-    compressed = any(artifact.scheme.startswith(COMPRESSIONS) for artifact in artifacts)
+    compressed = any(_compression(artifact.scheme) for artifact in artifacts)
     notes = tuple(json.loads((run.path / METRICS).read_bytes()).get("notes", ()))
     return (*notes, *COMPRESSED) if compressed else notes
 
@@ -200,7 +202,7 @@ def _row(run: RunDir, artifact: Artifact, result: ArtifactScores, latency: Laten
         path=f"export/{artifact.path}",
         sha256=artifact.sha256,
         size_bytes=artifact.size_bytes,
-        gzip_bytes=len(gzip.compress(content, compresslevel=9, mtime=0)),
+        gzip_bytes=gzip_size_bytes(content),
         top1=scores.top1,
         top1_low=scores.top1_low,
         top1_high=scores.top1_high,

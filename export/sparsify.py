@@ -3,13 +3,12 @@
 Pruning trains the smallest weights of each kernel away to zero (Zhu and Gupta 2017, arXiv 1710.01878); clustering lets
 a kernel have few distinct values (Han et al. 2016, arXiv 1510.00149). Neither makes a .tflite smaller, nor faster on
 the kernels that ship: every weight is still stored. What shrinks is the compressed file, the download or update
-(`gzip_size_bytes`), and it does so after every scheme of `export.quantize`.
+(`artifacts.gzip_size_bytes`), and it does so after every scheme of `export.quantize`.
 
 Convolutions and dense layers are compressed, but for the first, the last and depthwise ones: these hold few weights and
 bear it badly. Training is that of `export.distillation`: towards the probabilities of the float model.
 """
 
-import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +88,7 @@ def pruned(
     Raises:
         ConfigError: a setting is out of range, or the loss is no longer finite.
         ArtifactError: layers have no counterpart in tf_keras, none has a kernel to prune.
-        DatasetError: no photo can be read.
+        DatasetError: no photo can be read; or what `Photos.batches` raises.
     """
     settings.refuse()
     teacher = _teacher(model, photos)
@@ -141,7 +140,7 @@ def clustered(
     Raises:
         ConfigError: a setting is out of range, or the loss is no longer finite.
         ArtifactError: layers have no counterpart in tf_keras, none has a kernel to cluster.
-        DatasetError: no photo can be read.
+        DatasetError: no photo can be read; or what `Photos.batches` raises.
     """
     settings.refuse()
     teacher = _teacher(model, photos)
@@ -174,11 +173,6 @@ def compressible(legacy: Any) -> tuple[str, ...]:
     if not names:
         raise ArtifactError(f"{legacy.name}: no convolution between the first and the last layer to compress")
     return names
-
-
-def gzip_size_bytes(content: bytes) -> int:
-    """Size of what `gzip -9` makes of a file: what a download or an update costs."""
-    return len(gzip.compress(content, 9, mtime=0))
 
 
 def nearest_values(kernel: NDArray[np.float32], count: int) -> NDArray[np.float32]:
@@ -257,7 +251,7 @@ def _train(
     after_step: Callable[[], None] = lambda: None,
 ) -> None:
     received, expected = (lambda raw, m=each: m(raw, training=False) for each in (student, teacher))
-    record = Record(checkpoint, key_of(teacher, settings, title, photos.count))
+    record = Record(checkpoint, key_of(teacher, settings, title, photos.count, photos.digest))
     train(Student(title, student, received, expected, after_step), photos, settings, record)
 
 

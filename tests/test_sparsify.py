@@ -10,9 +10,10 @@ import pytest
 from edgetl.console import quiet_tensorflow
 from edgetl.errors import ArtifactError, ConfigError, DatasetError
 from export import bridge, schemes, sparsify
+from export.artifacts import gzip_size_bytes
 from export.flatbuffer import unpack
 from export.quantize import Quantizer
-from export.sparsify import ClusteringSettings, PruningSettings, clustered, gzip_size_bytes, nearest_values, pruned
+from export.sparsify import ClusteringSettings, PruningSettings, clustered, nearest_values, pruned
 
 quiet_tensorflow()
 import keras  # noqa: E402
@@ -25,6 +26,8 @@ CLUSTERING = ClusteringSettings(epochs=2, batch_size=8, clusters=8)
 
 class Noise:
     """Photos in memory; may stop in the middle of an epoch."""
+
+    digest = ""
 
     def __init__(self, count: int = 24, size: int = SIZE, batch_size: int = 8, stop_in: int = -1) -> None:
         random = np.random.default_rng(3)
