@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,13 +19,14 @@ from edgetl.errors import ConfigError, DatasetError
 from edgetl.rundir import RunDir, installed_versions, open_run, write_atomic
 from export import metadata
 from export.artifacts import Artifact
+from export.choices import Choices, recorded
 from export.schemes import Scheme
 
 if TYPE_CHECKING:
     import keras
 
     from export.distillation import Distilling, StreamedPhotos
-    from export.quantize import Choices, Quantized, Quantizer
+    from export.quantize import Quantized, Quantizer
 
 D = TypeVar("D", bound="Distilling")
 PRESERVED: dict[str, Literal["", "sparsity", "clusters"]] = {"": "", "pruned": "sparsity", "clustered": "clusters"}
@@ -53,6 +55,24 @@ class Making:
     """A Keras model that edgetl did not train, .keras or .h5: RUN is made of it and --data first."""
 
 
+def check(settings: Making) -> None:
+    """Refuse settings that can't work, before anything heavy is loaded.
+
+    Raises:
+        ConfigError: names the option, what it got, and what it takes.
+    """
+    if settings.calibration_images < 1:
+        raise ConfigError(f"--calibration-images {settings.calibration_images}: int8 needs at least 1 photo")
+    if settings.epochs < 1:
+        raise ConfigError(f"--epochs {settings.epochs}: training needs at least 1")
+    if not 0 <= settings.learning_rate < math.inf:
+        raise ConfigError(f"--learning-rate {settings.learning_rate}: must not be negative; 0 takes what suits")
+    if not 0 < settings.sparsity < 1:
+        raise ConfigError(f"--sparsity {settings.sparsity}: a share above 0 and below 1 is needed, such as 0.5")
+    if not 2 <= settings.clusters <= 256:
+        raise ConfigError(f"--clusters {settings.clusters}: 2 to 256 distinct values, such as 16")
+
+
 def opened(path: Path, settings: Making) -> RunDir:
     """Open a run, or make it of a foreign model.
 
@@ -76,8 +96,7 @@ class Conversion:
             ConfigError: no calibration images asked for, or fewer than classes.
             DatasetError: the photos are no longer there, were changed, or more than a few can't be read.
         """
-        if settings.calibration_images < 1:
-            raise ConfigError(f"--calibration-images {settings.calibration_images}: int8 needs at least 1 photo")
+        check(settings)
         self.run = run
         self.settings = settings
         self.splits = run.splits(settings.data)
@@ -160,7 +179,7 @@ class Conversion:
         self.run.export_path.mkdir(exist_ok=True)
         return self.run.export_path / f"{name}.checkpoint.npz"
 
-    def make(self, scheme: Scheme, choices: "Choices") -> "Quantized":
+    def make(self, scheme: Scheme, choices: Choices) -> "Quantized":
         """Convert under a scheme; the result has passed its checks.
 
         Raises:
@@ -179,13 +198,24 @@ class Conversion:
         """
         return metadata.attach(made.tflite, metadata.describe(self.run, scheme.name))
 
-    def write(self, scheme: Scheme, made: "Quantized", settings: dict[str, str]) -> Artifact:
+    def recorded(self, scheme: Scheme, choices: Choices) -> dict[str, str]:
+        """What was chosen within a scheme and made a difference, for the artifact's description."""
+        found, settings = recorded(scheme, choices), self.settings
+        if scheme.trained or scheme.compression:
+            found |= {"epochs": str(settings.epochs), "learning_rate": f"{settings.learning_rate:g}"}
+        if scheme.compression == "pruned":
+            found["sparsity"] = f"{settings.sparsity:g}"
+        elif scheme.compression == "clustered":
+            found["clusters"] = str(settings.clusters)
+        return found
+
+    def write(self, scheme: Scheme, made: "Quantized", choices: Choices) -> Artifact:
         """Add the metadata and write RUN/export/<scheme>.tflite and .json.
 
         Args:
             scheme: the artifact's name.
             made: what was made under it.
-            settings: what was chosen within the scheme, for the record.
+            choices: with which it was made.
 
         Raises:
             ArtifactError: a class name that a file of labels can't hold.
@@ -209,7 +239,7 @@ class Conversion:
             operators=len(made.operators),
             run_sha256=self.run.model_sha256,
             calibration=tuple(e.id for e in self.chosen) if scheme.needs_calibration else (),
-            settings=settings,
+            settings=self.recorded(scheme, choices),
             versions=installed_versions(),
         )
         # The JSON goes first: a reader that finds a new file beside an old description sees the hashes differ.

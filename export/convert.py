@@ -14,7 +14,8 @@ from edgetl.console import progress
 from edgetl.errors import ConfigError
 from export import schemes
 from export.artifacts import Artifact, device_errors
-from export.conversion import Conversion, Making, opened
+from export.choices import Choices, refuse_choices
+from export.conversion import Conversion, Making, check, opened
 
 PROG = "python -m export.convert"
 USUAL = ("float32", "float16", "dynamic_int8", "int8")
@@ -52,17 +53,15 @@ def main(config: Config) -> tuple[Artifact, ...]:
     wanted = [schemes.get(name) for name in dict.fromkeys(config.schemes)]
     if not wanted:
         raise ConfigError(f"no scheme asked for. Choose from: {', '.join(schemes.SCHEMES)}")
-    conversion = Conversion(opened(config.run, config), config)
-    from export.quantize import Choices, recorded, refuse_choices
-
     choices = Choices(config.ranges, config.float_layers)
-    for scheme in wanted:
-        refuse_choices(scheme, choices)
+    refuse_choices(wanted, choices)
+    check(config)
+    conversion = Conversion(opened(config.run, config), config)
     written = []
     with progress("export", len(wanted)) as bar, device_errors():
         for scheme in wanted:
             made = conversion.make(scheme, choices)
-            written.append(conversion.write(scheme, made, recorded(scheme, choices)))
+            written.append(conversion.write(scheme, made, choices))
             bar.advance()
     return tuple(written)
 

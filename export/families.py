@@ -109,7 +109,8 @@ def cells(name: str) -> Iterator[tuple[str, str]]:
 
 def artifacts(name: str) -> "Iterator[tuple[str, Quantized | EdgetlError]]":
     """Every scheme's artifact of a backbone with a small head, or what was said instead; each was run on a photo."""
-    from export.quantize import Choices, Quantizer
+    from export.choices import Choices
+    from export.quantize import Quantizer
 
     model, photos = subject(name)
     quantizer = Quantizer(model, photos)

@@ -214,7 +214,7 @@ def _real(stored: NDArray[Any], step: Step) -> NDArray[np.float32]:
 
 
 def _choices(ranges: str) -> Any:
-    from export.quantize import Choices
+    from export.choices import Choices
 
     return Choices(ranges)
 

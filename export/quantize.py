@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from edgetl.console import swallowed_output
 from edgetl.errors import ArtifactError, ConfigError
-from export.calibrate import METHODS, Calibration
+from export.calibrate import Calibration
+from export.choices import USUAL, Choices
 from export.device.interpreter import Model
 from export.flatbuffer import DEQUANTIZE, QUANTIZE, Operator, border, compact, operators, pack, unpack
 from export.normalization import integer_form
@@ -38,16 +39,6 @@ CHECKED_IMAGES = 8
 """Calibration photos on which artifacts are compared with Keras."""
 FLOAT_TOLERANCE = 1e-4
 """Largest difference of a probability between Keras and a float form of it; other kernels sum in another order."""
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What can be chosen within a scheme."""
-
-    ranges: str = "min-max"
-    """How the ranges of int8 activations come out of what calibration saw: a row of `calibrate.METHODS`."""
-    float_layers: tuple[str, ...] = ()
-    """Keras layers that mixed_int8 leaves in floating point."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +66,13 @@ class Quantizer:
         self._rounding = rounding
         self._annotated: dict[str, bytes] = {}
 
-    def quantize(self, scheme: Scheme, choices: Choices = Choices()) -> Quantized:
+    def quantize(self, scheme: Scheme, choices: Choices = USUAL) -> Quantized:
         """Convert the model under a scheme that needs no training.
 
         Raises:
-            ConfigError: choices that the scheme does not know.
+            ConfigError: no operator computes a layer that is to stay in float.
             ArtifactError: the converter refuses the model, or the result breaks the contract of its scheme.
         """
-        refuse_choices(scheme, choices)
         with swallowed_output():
             if scheme.activations == "int8":
                 tflite = self._integer(scheme, choices)
@@ -92,8 +82,8 @@ class Quantizer:
         found = check(tflite, scheme, scale, offset)
         if scheme.mixed:
             _check_float_part(found, self._operators_of(choices.float_layers))
-        if scheme.io == "float32":
-            few = np.stack(self.photos[:CHECKED_IMAGES])
+        if scheme.io != "int8":  # which the interpreter takes only from a file with metadata
+            few = np.stack(self.photos[: CHECKED_IMAGES if scheme.io == "float32" else 1])
             received = Model(tflite).predict_batch(few)
             if scheme.weights == "float32":
                 check_equal(self.model, few.astype(np.float32), received)
@@ -103,7 +93,11 @@ class Quantizer:
 
     @cached_property
     def _integer_form(self) -> tuple["keras.Model", float, float]:
-        return integer_form(self.model)
+        model, scale, offset = integer_form(self.model)
+        few = self.photos[:CHECKED_IMAGES]
+        expected = np.asarray(model(np.concatenate(list(normalized(few, scale, offset))), training=False))
+        check_equal(self.model, np.stack(few).astype(np.float32), expected)
+        return model, scale, offset
 
     @cached_property
     def prepared(self) -> tuple["keras.Model", float, float]:
@@ -212,27 +206,6 @@ def keras_layers(tensor: str) -> frozenset[str]:
     return frozenset(scope[1].removesuffix("_1") for scope in scopes if len(scope) > 2)
 
 
-def refuse_choices(scheme: Scheme, choices: Choices) -> None:
-    """Refuse choices that a scheme does not know.
-
-    Raises:
-        ConfigError: names the option.
-    """
-    if choices.ranges not in METHODS:
-        raise ConfigError(f"--ranges {choices.ranges}: unknown. Choose from: {', '.join(METHODS)}")
-    if scheme.mixed and not choices.float_layers:
-        raise ConfigError(
-            f"{scheme.name}: name the layers that stay in float with --float-layers; "
-            "python -m export.optimize finds them"
-        )
-
-
-def recorded(scheme: Scheme, choices: Choices) -> dict[str, str]:
-    """The choices that made a difference, for the artifact's description."""
-    found = {"ranges": choices.ranges} if scheme.activations == "int8" and not scheme.trained else {}
-    return found | ({"float_layers": " ".join(choices.float_layers)} if scheme.mixed else {})
-
-
 def _configure(converter: Any, scheme: Scheme, photos: Sequence[NDArray[np.uint8]]) -> None:
     """Set the options of a TFLiteConverter."""
     import tensorflow as tf
@@ -318,7 +291,7 @@ def _check_float_part(found: tuple[Operator, ...], wanted: set[str]) -> None:
 
 
 def check_equal(model: "keras.Model", images: NDArray[np.float32], received: NDArray[np.float32]) -> None:
-    """Refuse a float form whose outputs differ from Keras.
+    """Refuse a float form whose outputs differ from those of the Keras model.
 
     Args:
         model: the Keras model.

@@ -13,9 +13,10 @@ from edgetl.console import swallowed_output
 from edgetl.errors import ArtifactError, ConfigError
 from export import metadata, schemes
 from export.calibrate import BINS, METHODS, Calibration, least_squares, percentile
+from export.choices import Choices, refuse_choices
 from export.device.interpreter import Model
 from export.flatbuffer import DEQUANTIZE, FLOAT_TYPES, QUANTIZE, TensorType, border, operators, unpack
-from export.quantize import Choices, Quantized, Quantizer, keras_layers
+from export.quantize import Quantized, Quantizer, keras_layers
 from export.saved_model import frozen_saved_model, to_tflite
 from export.tensors import Tensors, normalized
 
@@ -242,9 +243,13 @@ def test_layers_that_are_not_there_are_told_with_those_that_are() -> None:
     with pytest.raises(ConfigError, match=r"no operator computes layer nowhere\. There are: .*deep.*hidden"):
         quantizer().quantize(schemes.get("mixed_int8"), Choices(float_layers=("deep", "nowhere")))
     with pytest.raises(ConfigError, match="name the layers that stay in float with --float-layers"):
-        quantizer().quantize(schemes.get("mixed_int8"))
+        refuse_choices([schemes.get("mixed_int8")], Choices())
     with pytest.raises(ConfigError, match=r"--ranges widest: unknown\. Choose from: min-max"):
-        quantizer().quantize(schemes.get("int8"), Choices(ranges="widest"))
+        refuse_choices([schemes.get("int8")], Choices(ranges="widest"))
+    with pytest.raises(ConfigError, match="--float-layers deep: is for mixed_int8"):
+        refuse_choices([schemes.get("int8")], Choices(float_layers=("deep",)))
+    with pytest.raises(ConfigError, match="--ranges mse: is for int8, int8_io8 and mixed_int8"):
+        refuse_choices([schemes.get("float32"), schemes.get("qat_int8")], Choices(ranges="mse"))
 
 
 def test_names_of_fused_operators_name_their_layers() -> None:

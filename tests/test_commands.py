@@ -287,12 +287,12 @@ CASES: dict[str, tuple[str, Prepare, list[str]]] = {
     "convert: epochs": (
         "convert",
         on_run("--schemes", "qat_int8", "--epochs", "0", "--calibration-images", "12"),
-        ["epochs=0", "at least 1"],
+        ["--epochs 0", "at least 1"],
     ),
     "convert: sparsity": (
         "convert",
         on_run("--schemes", "pruned_int8", "--sparsity", "1.5", "--calibration-images", "12"),
-        ["sparsity=1.5", "below 1"],
+        ["--sparsity 1.5", "below 1"],
     ),
     "convert: model without data": ("convert", words("out", "--model", "m.keras"), ["m.keras"]),
     "optimize: budget": ("optimize", on_run("--max-accuracy-drop", "1"), ["--max-accuracy-drop 1", "less than 1"]),

@@ -19,7 +19,8 @@ from export import layers, schemes
 from export.artifacts import find_artifacts
 from export.flatbuffer import operators
 from export.layers import Config, LayerError, layer_errors, most_harmful, to_csv
-from export.quantize import Choices, Quantizer
+from export.choices import Choices
+from export.quantize import Quantizer
 
 SIDE = 16
 PHOTOS = list(np.random.default_rng(0).integers(0, 256, (12, SIDE, SIDE, 3), dtype=np.uint8))

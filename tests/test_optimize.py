@@ -23,18 +23,31 @@ LAYERS = tuple(f"layer{number}" for number in range(40))
 class Rig:
     """A search whose candidates are not made: a function says how many of 1000 photos each loses."""
 
-    def __init__(self, run: RunDir, monkeypatch: pytest.MonkeyPatch, lost: Callable[[Option], int], **limits: object):
+    def __init__(
+        self,
+        run: RunDir,
+        monkeypatch: pytest.MonkeyPatch,
+        lost: Callable[[Option], int],
+        dynamic_ms: float = 2.0,
+        **limits: object,
+    ) -> None:
         labels = np.zeros(1000, np.int64)
         # The reference is sure of nothing: what is expected of differences is next to nothing, measured drops decide.
         right = np.tile(np.array([[0.501, 0.499]], np.float32), (1000, 1))
 
-        def measured(search: Search, base: Candidate, made: Option) -> Candidate:
+        def measured(search: Search, base: Candidate, option: Option, made: Option) -> Candidate:
             wrong = right.copy()
             wrong[: lost(made)] = [0.499, 0.501]
             found = compare(labels, right, wrong)
             size = {"float32": 4000, "float16": 2000, "int4_weights": 700}.get(made.scheme.name, 1000)
             size += len(made.float_layers)
-            return search.judged(base, found, top1=1 - found.drop, size_bytes=size, latency_ms=2.0)
+            return search.judged(
+                base,
+                found,
+                top1=1 - found.drop,
+                size_bytes=size,
+                latency_ms=dynamic_ms if "dynamic" in base.scheme else 2.0,
+            )
 
         def make(search: Search, option: Option) -> Option:
             lost(option)  # may refuse
@@ -105,7 +118,7 @@ def test_mixed_goes_on_from_the_best_ranges(rig: Callable[..., Rig]) -> None:
 def test_training_comes_after_layers_and_float16_last(rig: Callable[..., Rig]) -> None:
     found = rig(lambda option: 0 if option.scheme.name == "float16" else 60)
     names = list(dict.fromkeys(each[0] for each in found.tried))
-    assert names == ["float32", "int8", "mixed_int8", "qat_int8", "float16"]
+    assert names == ["float32", "int8", "dynamic_int8", "mixed_int8", "qat_int8", "float16"]
     # No more than half of the layers in float: the rest of the ladder is cheaper.
     assert max(each[3] for each in found.tried) == 16
     assert found.chosen.scheme.name == "float16"
@@ -120,15 +133,24 @@ def test_targets_without_float_units_get_no_float(target: str, rig: Callable[...
 
 def test_what_is_too_large_is_not_made_more_accurate(rig: Callable[..., Rig]) -> None:
     found = rig(lambda option: 0, max_size_kb=0.8)
-    assert [each[0] for each in found.tried] == ["float32", "int8", "int4_weights"]
+    assert [each[0] for each in found.tried] == ["float32", "int8", "float16", "int4_weights"]
     assert found.chosen.scheme.name == "int4_weights"
     tiny = rig(lambda option: 0, max_size_kb=0.1)
-    assert [each.misses for each in tiny.search.tried[1:]] == [("size",), ("size",)]
+    assert [each.misses for each in tiny.search.tried[1:]] == [("size",)] * 3
 
 
 def test_what_is_too_slow_says_so(rig: Callable[..., Rig]) -> None:
     found = rig(lambda option: 0, max_latency_ms=1.0)
-    assert [each.misses for each in found.search.tried[1:]] == [("latency",), ("latency",)]
+    assert {each.misses for each in found.search.tried[1:]} == {("latency",)}
+    assert [each[0] for each in found.tried] == ["float32", "int8", "dynamic_int8", "float16"]
+
+
+def test_int8_weights_alone_are_no_way_out_where_they_are_slower_than_the_others(rig: Callable[..., Rig]) -> None:
+    quick = rig(lambda option: 0 if option.scheme.name == "dynamic_int8" else 60)
+    assert quick.chosen.scheme.name == "dynamic_int8" and len(quick.tried) == 7
+    slow = rig(lambda option: 0 if option.scheme.name in ("dynamic_int8", "float16") else 60, dynamic_ms=4.0)
+    assert slow.chosen.scheme.name == "float16"
+    assert next(each for each in slow.search.tried if each.scheme == "dynamic_int8").misses == ("latency",)
 
 
 def test_a_refused_scheme_is_kept_with_its_reason(rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,8 +162,25 @@ def test_a_refused_scheme_is_kept_with_its_reason(rig: Callable[..., Rig], monke
     with pytest.raises(ArtifactError, match=r"npu: no form of this model fits the target\..*NEG"):
         rig(refuse, target="npu").search.best()
     found = rig(refuse)
-    assert [each.refused != "" for each in found.search.tried] == [False, True, True, False]
+    assert [each.refused != "" for each in found.search.tried] == [False, True, False]
+    assert found.chosen.scheme.name == "dynamic_int8"
+
+
+def test_few_photos_are_at_least_one_of_each_class(rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimize, "FEW", 2)
+    found = rig(lambda option: 60)
+    assert [each[2] for each in found.tried if each[0] == "int8"][-1] == 3
+
+
+def test_a_training_that_fails_is_one_candidate_less(rig: Callable[..., Rig]) -> None:
+    def lost(option: Option) -> int:
+        if option.scheme.trained:
+            raise ConfigError("the loss is no longer finite")
+        return 0 if option.scheme.name == "float16" else 60
+
+    found = rig(lost)
     assert found.chosen.scheme.name == "float16"
+    assert "finite" in next(each for each in found.search.tried if each.scheme == "qat_int8").refused
 
 
 def test_the_command_that_makes_a_candidate_again_names_all_choices(rig: Callable[..., Rig]) -> None:
@@ -150,6 +189,10 @@ def test_the_command_that_makes_a_candidate_again_names_all_choices(rig: Callabl
     assert words[:3] == ["python", "-m", "export.convert"]
     assert words[words.index("--float-layers") + 1 :][:2] == list(LAYERS[:2])
     assert words[words.index("--calibration-images") + 1] == "12"
+    trained = rig(lambda option: 0 if option.scheme.trained else 60, epochs=5, learning_rate=1e-3)
+    words = trained.search.tried[trained.search.best()].command.split()
+    assert words[words.index("--epochs") + 1] == "5" and words[words.index("--learning-rate") + 1] == "0.001"
+    assert "--ranges" not in words
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -211,6 +254,7 @@ def test_a_real_run_end_to_end(tmp_path: Path, trained_run: RunDir) -> None:
     chosen = found.candidates[found.chosen]
     (artifact,) = find_artifacts(run)
     assert (artifact.scheme, artifact.settings) == (chosen.scheme, chosen.settings)
+    assert (artifact.sha256, artifact.size_bytes) == (chosen.sha256, chosen.size_bytes)
     assert found.test.samples == len(run.splits().test)
     assert chosen.against_keras is not None and chosen.against_keras.samples == len(run.splits().validation)
     text = show(found)
