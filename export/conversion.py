@@ -160,6 +160,7 @@ class Conversion:
             self._train(settings),
             settings,
             preserve=PRESERVED[scheme.compression],
+            calibration=self.photos,
             checkpoint=self._checkpoint(scheme.name),
         )
         tflite = qat.to_int8(trained)
@@ -173,7 +174,14 @@ class Conversion:
     def _train(self, settings: "Distilling") -> "StreamedPhotos":
         from export.distillation import StreamedPhotos
 
-        return StreamedPhotos(self.splits.train, self.run.inputs, settings)
+        hashes = "".join(example.id + self.run.photo_sha256[example.id] for example in self.splits.train)
+        return StreamedPhotos(
+            self.splits.train,
+            self.run.inputs,
+            settings,
+            check=self.run.refuse_changed,
+            digest=hashlib.sha256(hashes.encode()).hexdigest(),
+        )
 
     def _checkpoint(self, name: str) -> Path:
         self.run.export_path.mkdir(exist_ok=True)
@@ -202,7 +210,8 @@ class Conversion:
         """What was chosen within a scheme and made a difference, for the artifact's description."""
         found, settings = recorded(scheme, choices), self.settings
         if scheme.trained or scheme.compression:
-            found |= {"epochs": str(settings.epochs), "learning_rate": f"{settings.learning_rate:g}"}
+            rate = f"{settings.learning_rate:g}" if settings.learning_rate else "usual"
+            found |= {"epochs": str(settings.epochs), "learning_rate": rate}
         if scheme.compression == "pruned":
             found["sparsity"] = f"{settings.sparsity:g}"
         elif scheme.compression == "clustered":

@@ -1,7 +1,7 @@
 """Which backbones have which form: `python -m export.families` makes the table of `edgetl backbones --quantization`.
 
 One member stands for each family: its members differ in width and depth, not in what they are made of. Weights are
-random and photos noise, as only the graph matters here; every artifact passes the checks of its scheme and runs.
+random and photos noise, as only the graph matters here; every artifact passes the checks of its scheme.
 """
 
 import csv
@@ -108,7 +108,7 @@ def cells(name: str) -> Iterator[tuple[str, str]]:
 
 
 def artifacts(name: str) -> "Iterator[tuple[str, Quantized | EdgetlError]]":
-    """Every scheme's artifact of a backbone with a small head, or what was said instead; each was run on a photo."""
+    """Every scheme's artifact of a backbone with a small head, or what was said instead."""
     from export.choices import Choices
     from export.quantize import Quantizer
 
@@ -163,6 +163,7 @@ class _Noise:
     """Photos in memory, as training takes them."""
 
     photos: NDArray[np.uint8]
+    digest: str = ""
 
     @property
     def count(self) -> int:

@@ -114,7 +114,7 @@ def most_harmful(errors: Sequence[LayerError]) -> tuple[str, ...]:
     """Rank Keras layers from the most to the least worth leaving in float.
 
     By the effect of their operators on the outputs, summed: neither an operator's own error nor the jump of the
-    accumulated one tells what becomes of it further down (docs/export.md has the comparison).
+    accumulated one tells what becomes of it further down (docs/quantization.md has the comparison).
 
     Returns:
         One layer for each operator, or for all operators that compute the same layer; the first where several are

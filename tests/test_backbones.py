@@ -244,7 +244,7 @@ def test_listing_shows_every_backbone_legibly():
 
 
 def test_listing_selects_by_name():
-    assert [row.name for row in main(Config(name_contains="v3"))] == [
+    assert [row.name for row in main(Config(name_contains="v3")).rows] == [
         "MobileNetV3Small",
         "MobileNetV3Large",
         "InceptionV3",

@@ -17,9 +17,9 @@ from edgetl.plots import quantization_errors
 from edgetl.rundir import RunDir
 from export import layers, schemes
 from export.artifacts import find_artifacts
+from export.choices import Choices
 from export.flatbuffer import operators
 from export.layers import Config, LayerError, layer_errors, most_harmful, to_csv
-from export.choices import Choices
 from export.quantize import Quantizer
 
 SIDE = 16
