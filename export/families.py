@@ -143,8 +143,8 @@ def subject(name: str) -> tuple["keras.Model", list[NDArray[np.uint8]]]:
     norms = [layer for layer in backbone.layers if isinstance(layer, keras.layers.BatchNormalization)]
     momenta = [layer.momentum for layer in norms]
     for layer in norms:
-        layer.momentum = 0.0
-    if norms:  # one pass, and their statistics are those of these photos
+        layer.momentum = 0.5
+    if norms:  # one pass, and statistics are half those of these photos; all of them, and some variances would be 0
         backbone(photos.astype(np.float32), training=True)
     for layer, momentum in zip(norms, momenta, strict=True):
         layer.momentum = momentum
