@@ -87,6 +87,7 @@ def test_the_input_has_the_range_of_pixels_whatever_the_photos_hold(method: str)
     assert calibration.ranges(method)[index] == pytest.approx((-1.0, 1.0))
 
 
+@pytest.mark.slow
 def test_pixels_keep_their_range_on_the_way_to_the_first_convolution() -> None:
     """EfficientNetB0 writes its border out (`export.normalization`); one scale has to serve pixels and border."""
     from edgetl.backbones.build import build

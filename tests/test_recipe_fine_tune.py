@@ -173,7 +173,7 @@ def test_a_run_goes_straight_through_export(
     for artifact in find_artifacts(run):
         found = operators((run.path / "export" / artifact.path).read_bytes())
         other = operators((finished_run.path / "export" / artifact.path).read_bytes())
-        assert found == other, "augmentation, mixing and dropout must leave no operation behind"
+        assert [op.name for op in found] == [op.name for op in other], "training must leave no operation behind"
     photo = make_photo(0, 0, (64, 64))
     expected = keras.saving.load_model(tuned.model_path, compile=False)(photo[None].astype(np.float32)).numpy()[0]
     # Converters fuse BatchNorm into convolutions: float32 in another order.

@@ -1,6 +1,7 @@
 """Rounding of weights: on the converter's grid, with errors that cancel, and less noise in what ships."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -108,6 +109,7 @@ def test_copy_leaves_the_model_alone() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
 
 
+@pytest.mark.slow
 def test_int8_features_of_real_photos_have_less_noise() -> None:
     """EfficientNet-Lite0, its ImageNet weights, crops of two photographs."""
     from edgetl.backbones.build import build
