@@ -49,6 +49,8 @@ FAMILIES = (
 )
 PHOTOS = 8
 CLASSES = 3
+NAMED = 2
+"""Further layers that a reason names."""
 
 
 @dataclass(frozen=True)
@@ -190,9 +192,10 @@ def trained(model: "keras.Model", photos: list[NDArray[np.uint8]]) -> "Quantized
 
 
 def reason(error: EdgetlError) -> str:
-    """The part of a refusal that says why."""
-    text = str(error).split(": ", 1)[-1]
-    return text.split(". ")[0].removesuffix(".")
+    """The part of a refusal that says why; of a long list the first ones."""
+    first, *rest = str(error).split(": ", 1)[-1].split(". ")[0].removesuffix(".").split(", ")
+    more = f" and {len(rest) - NAMED} more" if len(rest) > NAMED else ""
+    return ", ".join([first, *rest[:NAMED]]) + more
 
 
 def show(rows: tuple[dict[str, str], ...]) -> str:
