@@ -43,7 +43,6 @@ FAMILIES = (
     "ResNet50V2",
     "Xception",
     "InceptionV3",
-    "InceptionResNetV2",
     "VGG16",
     "ConvNeXtTiny",
 )

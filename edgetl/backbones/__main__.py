@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -96,7 +97,11 @@ def _quantization(rows: tuple[Backbone, ...]) -> str:
                 notes.append(why)
             cells.append(f"- [{notes.index(why) + 1}]" if why else kind)
         table.add_row(row["backbone"], *(Text(cell) for cell in cells))
-    lines = [f"[{number}] {why}" for number, why in enumerate(notes, 1)]
+    lines = [
+        line
+        for number, why in enumerate(notes, 1)
+        for line in textwrap.wrap(f"[{number}] {why}", _WIDE, subsequent_indent="    ", break_long_words=False)
+    ]
     return "\n".join([*_lines(table), "", _FORMS, *lines])
 
 

@@ -1,6 +1,7 @@
 """Which form each family of backbones has, as `python -m export.families` found it; data, nothing is computed here."""
 
 import csv
+import re
 from pathlib import Path
 
 from edgetl.backbones import registry
@@ -24,4 +25,4 @@ def family(name: str) -> tuple[str, ...]:
 def _kind(row: Backbone) -> tuple[object, ...]:
     """What members of a family share: where Keras keeps their weights, what they expect of pixels, their blocks."""
     folder = row.imagenet.url.rpartition("/")[0] if isinstance(row.imagenet, KerasFile) else ""
-    return folder, row.normalization, row.blocks
+    return re.sub(r"\d+", "", folder), row.normalization, row.blocks
