@@ -245,9 +245,9 @@ def theirs(model: "keras.Model", photos: list[NDArray[np.uint8]]) -> dict[str, b
     from edgetl.backbones.build import NORMALIZE_LAYER
     from export.saved_model import frozen_saved_model
 
-    bare = keras.Model(model.get_layer(NORMALIZE_LAYER).output, model.output, name=model.name)
-    layer = keras.Model(model.input, bare.input)
+    layer = model.get_layer(NORMALIZE_LAYER)
     images = [np.asarray(layer(photo[None].astype(np.float32))) for photo in photos]
+    bare = keras.Model(layer.output, model.output, name=model.name)
     with swallowed_output(), frozen_saved_model(bare) as saved_model:
         plain = bytes(tf.lite.TFLiteConverter.from_saved_model(str(saved_model)).convert())
         converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model))
