@@ -4,6 +4,7 @@ Lines go to the logger `edgetl` on standard error; progress bars appear only whe
 notebook is silent until `logging.getLogger("edgetl").setLevel("INFO")`; `--quiet` on a command is the opposite.
 """
 
+import io
 import logging
 import os
 import sys
@@ -25,6 +26,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 log = logging.getLogger("edgetl")
@@ -43,6 +45,13 @@ def log_to_stderr(level: int = logging.INFO) -> Iterator[None]:
     finally:
         log.handlers, _, log.propagate = before
         log.setLevel(before[1])
+
+
+def table_lines(table: Table, width: int) -> list[str]:
+    """Lay a table out as lines of text, at most `width` characters wide, without blanks at their ends."""
+    text = io.StringIO()
+    Console(file=text, width=width, markup=False, highlight=False).print(table)
+    return [line.rstrip() for line in text.getvalue().splitlines()]
 
 
 class _RateColumn(ProgressColumn):

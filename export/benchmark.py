@@ -8,14 +8,13 @@ import statistics
 import sys
 from dataclasses import dataclass
 from functools import cached_property
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
 from edgetl.config import checked, command, to_json
-from edgetl.console import progress
+from edgetl.console import progress, table_lines
 from edgetl.errors import ArtifactError, ConfigError
 from edgetl.rundir import write_atomic
 from export.artifacts import artifact_files, device_errors
@@ -173,7 +172,6 @@ def measure(paths: tuple[Path, ...], config: Config) -> tuple[LatencyReport, ...
 
 def show(reports: tuple[LatencyReport, ...]) -> str:
     """A table of the reports, and what they were measured on."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -191,15 +189,12 @@ def show(reports: tuple[LatencyReport, ...]) -> str:
             f"{report.first_ms:.2f}",
             f"noisy: {report.noise}" if report.noisy else "",
         )
-    buffer = StringIO()
-    Console(file=buffer, width=120, markup=False, highlight=False).print(table)
     first = reports[0]
-    lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
-    lines.append(
+    circumstances = (
         f"{len(first.runs_ms)} runs after {first.warmup} warm-ups, {first.threads} thread(s), {first.kernels} kernels, "
         f"{first.versions['runtime']}, {first.device}"
     )
-    return "\n".join(lines)
+    return "\n".join([*table_lines(table, 120), circumstances])
 
 
 def _check(config: Config) -> None:

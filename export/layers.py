@@ -19,7 +19,7 @@ from tyro.conf import Positional
 
 from edgetl import data
 from edgetl.config import checked, command
-from edgetl.console import progress, quiet_tensorflow
+from edgetl.console import progress, quiet_tensorflow, table_lines
 from edgetl.errors import ArtifactError, ConfigError
 from edgetl.plots import quantization_errors
 from edgetl.rundir import RunDir, open_run, write_atomic
@@ -189,7 +189,6 @@ def _name(error: LayerError) -> str:
 
 def _table(errors: Sequence[LayerError]) -> list[str]:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
@@ -214,9 +213,7 @@ def _table(errors: Sequence[LayerError]) -> list[str]:
             f"{100 * error.effect:.2f}",
             ", ".join(followers) or "-",
         )
-    buffer = StringIO()
-    Console(file=buffer, width=121).print(table)  # the last one is the table's margin
-    return [line.rstrip() for line in buffer.getvalue().splitlines()]
+    return table_lines(table, 121)  # the last one is the table's margin
 
 
 def _short(value: float) -> str:

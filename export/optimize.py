@@ -15,7 +15,6 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +23,7 @@ from tyro.conf import Positional
 
 from edgetl.comparison import Comparison, compare
 from edgetl.config import checked, command, to_json
-from edgetl.console import log
+from edgetl.console import log, table_lines
 from edgetl.errors import ArtifactError, ConfigError, DatasetError
 from edgetl.metrics import Scores, score
 from edgetl.rundir import RunDir, installed_versions, write_atomic
@@ -530,7 +529,6 @@ def status(found: Optimization) -> int:
 
 def _table(found: Optimization) -> list[str]:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
@@ -557,10 +555,8 @@ def _table(found: Optimization) -> list[str]:
             "*" if index in front else "",
             verdict,
         )
-    buffer = StringIO()
-    Console(file=buffer, width=120).print(table)
     refused = [f"{named(each)}: {each.refused}" for each in found.candidates if each.refused]
-    return [*(line.rstrip() for line in buffer.getvalue().splitlines()), *refused]
+    return [*table_lines(table, 120), *refused]
 
 
 def _device() -> str:

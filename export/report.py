@@ -4,12 +4,12 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from edgetl.config import checked, command, to_json
+from edgetl.console import table_lines
 from edgetl.errors import ArtifactError
 from edgetl.rundir import METRICS, RunDir, open_run, read_json, write_atomic
 from export.artifacts import Artifact, find_artifacts, gzip_size_bytes
@@ -239,7 +239,6 @@ def show(report: Report) -> str:
 
 def _table(rows: Sequence[ReportRow]) -> list[str]:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
@@ -259,9 +258,7 @@ def _table(rows: Sequence[ReportRow]) -> list[str]:
             f"{100 * row.calibration_error:.2f}",
             *(_ms(time) for time in (row.latency_ms_median, row.latency_ms_p90)),
         )
-    buffer = StringIO()
-    Console(file=buffer, width=121).print(table)  # the last one is the table's margin
-    return [line.rstrip() for line in buffer.getvalue().splitlines()]
+    return table_lines(table, 121)  # the last one is the table's margin
 
 
 def _ms(time: float | None) -> str:

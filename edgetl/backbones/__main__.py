@@ -1,20 +1,17 @@
 """Lists the backbones: `python -m edgetl.backbones`."""
 
-import io
 import os
 import sys
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from edgetl.backbones import quantization
 from edgetl.backbones.backbone import Backbone
 from edgetl.backbones.registry import BACKBONES
 from edgetl.config import checked, command
+from edgetl.console import table_lines
 from edgetl.errors import BackboneError
 
 _WIDE = 120
@@ -96,7 +93,7 @@ def _quantization(rows: tuple[Backbone, ...]) -> str:
             if why and why not in notes:
                 notes.append(why)
             cells.append(f"- [{notes.index(why) + 1}]" if why else kind)
-        table.add_row(row["backbone"], *(Text(cell) for cell in cells))
+        table.add_row(row["backbone"], *cells)
     lines = [
         line
         for number, why in enumerate(notes, 1)
@@ -105,11 +102,8 @@ def _quantization(rows: tuple[Backbone, ...]) -> str:
     return "\n".join([*_lines(table), "", _FORMS, *lines])
 
 
-def _lines(table: Table) -> Iterator[str]:
-    width = os.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
-    text = io.StringIO()
-    Console(file=text, width=width).print(table)
-    return (line.rstrip() for line in text.getvalue().splitlines())
+def _lines(table: Table) -> list[str]:
+    return table_lines(table, os.get_terminal_size().columns if sys.stdout.isatty() else _WIDE)
 
 
 _LEGEND = """\
