@@ -1,0 +1,192 @@
+"""What a bundle holds: the one definition of `bundle.json` and `sample/expected.json`.
+
+The host writes these dataclasses, the device reads them back with nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, TypeVar
+
+from .errors import DeviceError
+
+BUNDLE = "bundle.json"
+EXPECTED = "sample/expected.json"
+PROGRAM = "edgetl-device.pyz"
+SCHEMA_VERSION = 1
+"""Goes up when older device programs would misunderstand the bundle."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How well a model does on the whole test split, measured on the host."""
+
+    top1: float
+    """Share of photos named rightly."""
+    top1_low: float
+    top1_high: float
+    """95 % interval."""
+    samples: int
+
+
+@dataclass(frozen=True)
+class HostLatency:
+    """How long one invocation took on the host."""
+
+    median_ms: float
+    p90_ms: float
+    threads: int
+    kernels: str
+    runtime: str
+    device: str
+    noise: str
+    """Why the figures are not to be trusted; empty when they are."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What `bundle.json` says."""
+
+    scheme: str
+    model: str
+    """Name of the .tflite file."""
+    sha256: str
+    """Of that file."""
+    size_bytes: int
+    inputs: dict[str, Any]
+    """How a photo becomes the input, as edgetl's InputSpec spells it: `kind`, `height`, `width`, `resize`."""
+    input_type: str
+    """What the file takes: `float32` or `uint8`, raw pixels either way; `int8`, raw pixels less 128."""
+    input_scale: float
+    """real = input_scale * (pixel - input_zero_point); 0.0 for a float input."""
+    input_zero_point: int
+    class_names: tuple[str, ...]
+    """The position is the output index."""
+    float32: Accuracy
+    """The Keras model that the file was made from, in float32."""
+    host: Accuracy
+    """The file itself."""
+    latency: Optional[HostLatency]
+    """The file itself; None where `export.benchmark` was not run."""
+    targets: dict[str, Any]
+    """What was measured for `--target`: the target's name -> its report."""
+    run_sha256: str
+    """Of the model.keras that the file was made from."""
+    files: dict[str, str]
+    """Every other file of the bundle -> its sha256."""
+    versions: dict[str, str]
+    """Packages on the host."""
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a device may differ by from the host."""
+
+    max_difference: float
+    """Of any score, 0..1."""
+    min_agreement: float
+    """Share of photos on which both name the same class."""
+
+
+@dataclass(frozen=True)
+class SamplePhoto:
+    """A photo of the test split."""
+
+    path: str
+    """Within the bundle."""
+    id: str
+    """In the data set."""
+    label: int
+    """Index of its class."""
+    pixels_sha256: str
+    """Of the pixels that the host prepared, uint8 [height, width, 3] in C order."""
+    scores: tuple[float, ...]
+    """Of the host, XNNPACK kernels."""
+    reference_scores: Optional[tuple[float, ...]]
+    """Of the reference kernels, which compute the same everywhere; None where they were not run (they are slow)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What `sample/expected.json` says."""
+
+    photos: tuple[SamplePhoto, ...]
+    bounds: dict[str, Bounds]
+    """Kernels -> what may differ."""
+    runtime: str
+    """Interpreter on the host."""
+    pillow: str
+    """Its version on the host."""
+    schema_version: int = SCHEMA_VERSION
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read what a bundle is.
+
+    Args:
+        folder: of the bundle.
+
+    Raises:
+        DeviceError: no bundle there; `bundle.json` is damaged or of another version.
+    """
+    return _read(Bundle, folder / BUNDLE)
+
+
+def read_sample(folder: Path) -> Sample:
+    """Read which photos a bundle holds and what is expected of them.
+
+    Raises:
+        DeviceError: the file is missing, damaged or of another version.
+    """
+    return _read(Sample, folder / EXPECTED)
+
+
+def _read(kind: type[T], path: Path) -> T:
+    advice = "Copy the bundle again, or make it anew with python -m export.bundle"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("not a JSON object")
+        version = found.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version {version!r:.20}, this program reads {SCHEMA_VERSION}")
+        read: T = _parsed(kind, found, "")
+    except FileNotFoundError:
+        raise DeviceError(
+            f"{path}: not found. Keep {PROGRAM} in the folder that export.bundle made, or name that with --bundle"
+        ) from None
+    except OSError as error:
+        raise DeviceError(f"{path}: {error.strerror or error}. {advice}") from error
+    except (ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise DeviceError(f"{path}: can't be used: {why}. {advice}") from error
+    return read
+
+
+def _parsed(kind: Any, value: Any, where: str) -> Any:
+    """Turn parsed JSON into a dataclass (or what its fields hold), checking every type."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        if not isinstance(value, dict) or set(value) != set(hints):
+            have = set(value) if isinstance(value, dict) else set()
+            raise ValueError(f"{where or 'top level'}: missing or unknown {sorted(have ^ set(hints))}")
+        return kind(**{name: _parsed(hint, value[name], f"{where}.{name}".lstrip(".")) for name, hint in hints.items()})
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Union:  # Optional is the only one
+        return None if value is None else _parsed(inner[0], value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_parsed(inner[0], each, f"{where}[{number}]") for number, each in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {name: _parsed(inner[1], each, f"{where}[{name!r}]") for name, each in value.items()}
+    if kind is Any or type(value) is kind:
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    raise ValueError(f"{where}: expected {getattr(kind, '__name__', kind)}, received {value!r:.40}")

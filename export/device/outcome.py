@@ -1,0 +1,114 @@
+"""What a command of the device program gives back, and the circumstances without which no figure travels."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DeviceError
+from .host import Host, describe_host
+
+if TYPE_CHECKING:
+    from .interpreter import Model
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """Which file, run how, on what."""
+
+    file: str
+    """Name of the .tflite file."""
+    sha256: str
+    """Of that file, as loaded."""
+    size_bytes: int
+    threads: int
+    """CPU threads of one invocation."""
+    kernels: str
+    """`xnnpack`, `builtin` or `reference`."""
+    runtime: str
+    """Interpreter and its version."""
+    device: Host
+    versions: dict[str, str]
+    """`python`, `numpy`, and `pillow` where it is installed."""
+    time: str
+    """When this was written down, UTC, ISO 8601."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command found."""
+
+    report: Any
+    """A dataclass of plain values: what the JSON file holds."""
+    lines: tuple[str, ...]
+    """What a person reads."""
+    passed: bool = True
+    """Whether what was checked holds; else the exit status is 1."""
+
+
+def circumstances(model: Model) -> Circumstances:
+    """Describe a loaded model and the machine it runs on."""
+    host = describe_host()
+    versions = {"python": host.python}
+    for package in ("numpy", "pillow"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return Circumstances(
+        file=Path(model.where).name,
+        sha256=model.sha256,
+        size_bytes=model.size_bytes,
+        threads=model.threads,
+        kernels=model.kernels,
+        runtime=model.runtime,
+        device=host,
+        versions=versions,
+        time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def shown_circumstances(found: Circumstances) -> str:
+    """The line below a table."""
+    device = found.device
+    return (
+        f"{found.file}, {found.threads} thread(s), {found.kernels} kernels, {found.runtime}, Python {device.python}, "
+        f"{device.cpu}, {device.cores} core(s), {device.system}"
+    )
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Align columns: the first to the left, the others to the right. The first row is the titles."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    aligned = [
+        "  ".join(text.ljust(width) if not column else text.rjust(width) for column, (text, width) in enumerate(cells))
+        for cells in (list(zip(row, widths)) for row in rows)  # noqa: B905 (Python 3.9 has no strict)
+    ]
+    return [line.rstrip() for line in aligned]
+
+
+def write_json(report: Any, path: Path) -> None:
+    """Write a report, whole or not at all.
+
+    Raises:
+        DeviceError: the place can't be written to.
+    """
+    text = json.dumps(dataclasses.asdict(report), indent=2, allow_nan=False) + "\n"
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise DeviceError(f"{path}: {error.strerror or error}. Choose another place with --json") from error
+    finally:
+        try:
+            temporary.unlink()
+        except OSError:
+            pass
