@@ -14,7 +14,7 @@ from photos import make_photo
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
-from edgetl.data import images, read_image
+from edgetl.data import geometry, images, read_image
 from edgetl.errors import UnreadableImageError
 from edgetl.inputs import ImageInput
 
@@ -244,7 +244,7 @@ def test_pad_keeps_everything_between_black_bars(width: int, height: int) -> Non
     rule=st.sampled_from(RULES),
 )
 def test_geometry_of_any_size(photo: tuple[int, int], frame: tuple[int, int], rule: str) -> None:
-    (left, top, right, bottom), (width, height) = images._geometry(photo, frame, rule)
+    (left, top, right, bottom), (width, height) = geometry.placed(photo, frame, rule)
     assert 0 <= left < right <= photo[0]
     assert 0 <= top < bottom <= photo[1]
     assert 1 <= width <= frame[0]

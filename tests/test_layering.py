@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from export import device_app
+
 ROOT = Path(__file__).parent.parent
 OURS = ("edgetl", "recipes", "export")
 ALLOWED = {
@@ -16,16 +18,22 @@ ALLOWED = {
 MODULES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
 
 
+RELATIVE = ("export/device/", *(f"edgetl/{name}" for name in device_app.SHARED))
+"""What runs on devices under another name imports its neighbours by their place."""
+
+
 def imported(path: Path) -> set[str]:
     """Full names of all modules that a file imports, at any depth of its code."""
     names = set()
+    package = path.relative_to(ROOT).with_suffix("").parts if path.is_relative_to(ROOT) else ()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 or path.is_relative_to(ROOT / "export/device"), f"{path}: relative import"
             base = node.module or ""
-            base = f"export.device.{base}".rstrip(".") if node.level else base
+            if node.level:
+                assert path.relative_to(ROOT).as_posix().startswith(RELATIVE), f"{path}: relative import"
+                base = ".".join((*package[: -node.level], base)).rstrip(".")
             names |= {f"{base}.{alias.name}" for alias in node.names} | {base}
     return names
 

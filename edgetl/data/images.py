@@ -1,7 +1,8 @@
 """Bytes of a photo -> pixels, by one rule for training, evaluation and devices.
 
 Pillow decodes and resizes everywhere, so that a device with the same Pillow sees the very pixels that the
-model was trained on. What is done to a photo, in order:
+model was trained on: `export.bundle` packs this very file. Hence relative imports, Python 3.9 and Pillow 8.
+What is done to a photo, in order:
 
 1. decode the first frame; a large JPEG straight at 1/2, 1/4 or 1/8 of its size (libjpeg's scaled inverse DCT);
 2. to 8 bits: 16-bit grey is divided by 257, transparency is laid on white, CMYK by its plain formula (no ICC);
@@ -9,22 +10,24 @@ model was trained on. What is done to a photo, in order:
 4. turn as the EXIF orientation says; fill up to the frame with black where the rule is `pad`.
 """
 
+from __future__ import annotations
+
 import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from edgetl.errors import UnreadableImageError
-from edgetl.inputs import ImageInput, ResizeRule
+from ..errors import UnreadableImageError
+from ..inputs import ImageInput
+from .geometry import Box, Size, placed
 
 Pixels = NDArray[np.uint8]
-Box = tuple[float, float, float, float]
-Size = tuple[int, int]
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"})
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
@@ -37,16 +40,19 @@ Against a full decode pixels then differ by 0.1 to 0.5 of 255 levels on average,
 at the limit (single pixels by up to 13); from 3 on by half of that, but 8-megapixel photos would take twice as long."""
 
 _EXIF_ORIENTATION = 0x0112
+_TURN: Any = getattr(Image, "Transpose", Image)  # the enumerations came with Pillow 9.1
+_BILINEAR: Any = getattr(Image, "Resampling", Image).BILINEAR
 _TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: _TURN.FLIP_LEFT_RIGHT,
+    3: _TURN.ROTATE_180,
+    4: _TURN.FLIP_TOP_BOTTOM,
+    5: _TURN.TRANSPOSE,
+    6: _TURN.ROTATE_270,
+    7: _TURN.TRANSVERSE,
+    8: _TURN.ROTATE_90,
 }
 _SWAPS_SIDES = (5, 6, 7, 8)
+_TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 
 # Pillow warns about sizes and damaged metadata on stderr, in the middle of progress bars; whether a file can be
 # used is decided here. Appended: a filter that the application has set still wins.
@@ -86,12 +92,12 @@ def _decode(data: bytes, spec: ImageInput) -> Pixels:
         orientation = _orientation(image)
         # The turn comes last, on few pixels; until then the frame lies as the stored photo does.
         frame = (spec.height, spec.width) if orientation in _SWAPS_SIDES else (spec.width, spec.height)
-        box, size = _geometry(image.size, frame, spec.resize)
+        box, size = placed(image.size, frame, spec.resize)
         scale = _shrink_on_decode(image, box, size)
         image.load()
         plain = _eight_bit(image)
     left, top, right, bottom = (side / scale for side in box)
-    small = plain.resize(size, Image.Resampling.BILINEAR, box=(left, top, right, bottom)).convert("RGB")
+    small = plain.resize(size, _BILINEAR, box=(left, top, right, bottom)).convert("RGB")
     if orientation in _TURNS:
         small = small.transpose(_TURNS[orientation])
     if small.size != (spec.width, spec.height):
@@ -126,27 +132,6 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and value in _TURNS else 1
 
 
-def _geometry(photo: Size, frame: Size, rule: ResizeRule) -> tuple[Box, Size]:
-    """Which box of the photo becomes which size in the frame; sizes are (width, height)."""
-    width, height = photo
-    wide = width * frame[1] >= height * frame[0]
-    if rule == "crop":
-        inner_width = height * frame[0] / frame[1] if wide else float(width)
-        inner_height = float(height) if wide else width * frame[1] / frame[0]
-        left, top = max(0.0, (width - inner_width) / 2), max(0.0, (height - inner_height) / 2)
-        return (left, top, min(left + inner_width, width), min(top + inner_height, height)), frame
-    whole = (0.0, 0.0, float(width), float(height))
-    if rule == "stretch":
-        return whole, frame
-    if wide:
-        return whole, (frame[0], max(1, _rounded_ratio(height * frame[0], width)))
-    return whole, (max(1, _rounded_ratio(width * frame[1], height)), frame[1])
-
-
-def _rounded_ratio(a: int, b: int) -> int:
-    return (2 * a + b) // (2 * b)
-
-
 def _shrink_on_decode(image: Image.Image, box: Box, size: Size) -> int:
     """Let libjpeg decode at 1/scale of the size, and return the scale: 1, 2, 4 or 8."""
     if image.format not in ("JPEG", "MPO"):  # MPO: JPEG with further pictures behind it, as phones write
@@ -167,8 +152,15 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode == "F":
         raise UnreadableImageError("floating-point pixels have no known range")
-    if image.has_transparency_data:
+    if _is_transparent(image):
         photo = image.convert("RGBA")
         white = Image.new("RGBA", photo.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, photo).convert("RGB")
     return image if image.mode == "L" else image.convert("RGB")
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """What `has_transparency_data` of Pillow 10.1 tells."""
+    if image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A"):
+        return True
+    return image.mode in _TRANSPARENT or "transparency" in image.info

@@ -177,7 +177,9 @@ def _parsed(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict) or set(value) != set(hints):
             have = set(value) if isinstance(value, dict) else set()
             raise ValueError(f"{where or 'top level'}: missing or unknown {sorted(have ^ set(hints))}")
-        return kind(**{name: _parsed(hint, value[name], f"{where}.{name}".lstrip(".")) for name, hint in hints.items()})
+        fields = {name: _parsed(hint, value[name], f"{where}.{name}".lstrip(".")) for name, hint in hints.items()}
+        made: Any = kind
+        return made(**fields)
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Union:  # Optional is the only one
         return None if value is None else _parsed(inner[0], value, where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -108,7 +109,5 @@ def write_json(report: Any, path: Path) -> None:
     except OSError as error:
         raise DeviceError(f"{path}: {error.strerror or error}. Choose another place with --json") from error
     finally:
-        try:
+        with contextlib.suppress(OSError):
             temporary.unlink()
-        except OSError:
-            pass

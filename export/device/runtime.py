@@ -55,7 +55,7 @@ def find_runtime() -> Runtime:
         except (ImportError, AttributeError, OSError) as error:  # wrong libc, wrong numpy, a library is missing
             broken.append(f"{package}: {error}")
     reasons = f" ({'; '.join(broken)})" if broken else ""
-    raise DeviceError(" ".join(f"no TFLite interpreter can be imported{reasons}. {_advice()}".split()))
+    raise DeviceError(" ".join(f"no TFLite interpreter can be imported{reasons}. {advice()}".split()))
 
 
 def _version(package: str, module: ModuleType) -> str:
@@ -65,7 +65,8 @@ def _version(package: str, module: ModuleType) -> str:
         return str(getattr(module, "__version__", "(version unknown)"))
 
 
-def _advice() -> str:
+def advice() -> str:
+    """What to install here, where there is no interpreter."""
     if platform.machine().startswith(("armv6", "armv7")):  # ai-edge-litert has no 32-bit wheels
         return "Install with: pip install tflite-runtime 'numpy<2' (Python 3.11 or older)"
     return "Install with: pip install ai-edge-litert"
