@@ -25,7 +25,7 @@ from edgetl.errors import ArtifactError, ConfigError, DatasetError, RunError
 from edgetl.features import Forward
 from edgetl.metrics import Scores, score
 from edgetl.rundir import RunDir, installed_versions, open_run, read_json, sha256_of, write_atomic
-from export.artifacts import device_errors, find_artifacts
+from export.artifacts import Artifact, device_errors, find_artifacts
 
 if TYPE_CHECKING:
     from export.device.interpreter import Pool
@@ -130,6 +130,27 @@ def _still_valid(run: RunDir, scored: list[ArtifactScores], unreadable: tuple[st
     there = {sha256_of(path) for path in run.export_path.glob("*.tflite")}
     new = {result.scheme for result in scored}
     return [result for result in earlier.artifacts if result.sha256 in there and result.scheme not in new]
+
+
+def evaluation_of(run: RunDir, artifacts: Sequence[Artifact]) -> tuple[EvaluationReport, dict[str, ArtifactScores]]:
+    """Read what artifacts scored on the test split.
+
+    Returns:
+        The evaluation, and scheme -> scores of these very files.
+
+    Raises:
+        ArtifactError: not evaluated, or not since a file was made.
+        RunError: the evaluation is damaged.
+    """
+    path, advice = run.export_path / EVALUATION, f"Run python -m export.evaluate {run.path}"
+    if not path.is_file():
+        raise ArtifactError(f"{run.export_path}: not evaluated yet. {advice}")
+    evaluation = read_json(EvaluationReport, path)
+    scored = {scores.sha256: scores for scores in evaluation.artifacts}
+    for artifact in artifacts:
+        if artifact.sha256 not in scored:
+            raise ArtifactError(f"{run.export_path / artifact.path}: not evaluated since it was made. {advice}")
+    return evaluation, {artifact.scheme: scored[artifact.sha256] for artifact in artifacts}
 
 
 @dataclass(frozen=True, eq=False)

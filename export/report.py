@@ -13,8 +13,8 @@ from edgetl.console import table_lines
 from edgetl.errors import ArtifactError
 from edgetl.rundir import METRICS, RunDir, open_run, read_json, write_atomic
 from export.artifacts import Artifact, find_artifacts, gzip_size_bytes
-from export.benchmark import LatencyReport
-from export.evaluate import EVALUATION, ArtifactScores, EvaluationReport
+from export.device.latency import LatencyReport
+from export.evaluate import ArtifactScores, evaluation_of
 from export.schemes import COMPRESSIONS, SCHEMES
 
 PROG = "python -m export.report"
@@ -124,18 +124,11 @@ def main(config: Config) -> Report:
     config = checked(config)
     run = open_run(config.run)
     artifacts = sorted(find_artifacts(run), key=lambda artifact: _order(artifact.scheme))
-    if not (run.export_path / EVALUATION).is_file():
-        raise ArtifactError(f"{run.export_path}: not evaluated yet. Run python -m export.evaluate {run.path}")
-    evaluation = read_json(EvaluationReport, run.export_path / EVALUATION)
-    latencies = {artifact.scheme: _latency(run, artifact) for artifact in artifacts}
-    scored = {scores.sha256: scores for scores in evaluation.artifacts}
-    for artifact in artifacts:
-        if artifact.sha256 not in scored:
-            raise ArtifactError(
-                f"{artifact.path}: not evaluated since it was made. Run python -m export.evaluate {run.path}"
-            )
+    evaluation, scored = evaluation_of(run, artifacts)
+    latencies = {artifact.scheme: latency_of(run, artifact) for artifact in artifacts}
     timed = [latency for latency in latencies.values() if latency]
-    circumstances = {(latency.device, latency.threads, latency.kernels) for latency in timed}
+    told = [latency.circumstances for latency in timed]
+    circumstances = {(str(each.device), each.threads, each.kernels) for each in told}
     if len(circumstances) > 1:
         raise ArtifactError(
             f"{run.export_path}: artifacts were timed under different circumstances "
@@ -156,7 +149,7 @@ def main(config: Config) -> Report:
         threads=threads,
         kernels=kernels,
         noisy=any(latency.noisy for latency in timed),
-        artifacts=tuple(_row(run, a, scored[a.sha256], latencies[a.scheme]) for a in artifacts),
+        artifacts=tuple(_row(run, a, scored[a.scheme], latencies[a.scheme]) for a in artifacts),
         versions=evaluation.versions,
         notes=_notes(run, artifacts),
     )
@@ -184,12 +177,18 @@ def _notes(run: RunDir, artifacts: Sequence[Artifact]) -> tuple[str, ...]:
     return (*notes, *COMPRESSED) if compressed else notes
 
 
-def _latency(run: RunDir, artifact: Artifact) -> LatencyReport | None:
+def latency_of(run: RunDir, artifact: Artifact) -> LatencyReport | None:
+    """Read how long an artifact takes on this machine; None where it was not timed.
+
+    Raises:
+        ArtifactError: timed before it was made.
+        RunError: the report is damaged.
+    """
     path = run.export_path / f"{artifact.scheme}.latency.json"
     if not path.is_file():
         return None
     latency = read_json(LatencyReport, path)
-    if latency.sha256 != artifact.sha256:
+    if latency.circumstances.sha256 != artifact.sha256:
         raise ArtifactError(f"{artifact.path}: not timed since it was made. Run python -m export.benchmark {run.path}")
     return latency
 

@@ -89,8 +89,10 @@ class Bundle:
 class Bounds:
     """What a device may differ by from the host."""
 
-    max_difference: float
-    """Of any score, 0..1."""
+    same_pixels: float
+    """Of any score, 0..1, of photos whose pixels are the host's."""
+    other_pixels: float
+    """Likewise, where another Pillow or JPEG decoder made other pixels."""
     min_agreement: float
     """Share of photos on which both name the same class."""
 
