@@ -1,0 +1,35 @@
+"""Foreign programs that may crash: run apart, their end told in words."""
+
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A program that has come to its end."""
+
+    status: int
+    """0 when all went well; negative: the signal that killed it."""
+    output: str
+    errors: str
+    """Standard output and standard error."""
+
+    @property
+    def how(self) -> str:
+        """`crashed (SIGSEGV)`, or `failed` with the last line that it said."""
+        if self.status < 0:
+            return f"crashed ({signal.Signals(-self.status).name})"
+        last = (self.errors.strip() or self.output.strip() or f"exit status {self.status}").splitlines()[-1]
+        return f"failed: {last.rstrip('.')}"
+
+
+def run(command: Sequence[str]) -> Ended:
+    """Run a program to its end; it is killed when this process is interrupted.
+
+    Args:
+        command: program and arguments, without a shell.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    return Ended(done.returncode, done.stdout, done.stderr)
