@@ -5,10 +5,12 @@ size becomes such a tensor. It is stored in the run, beside each artifact, and r
 whatever prepares pixels; nobody else decides on a size or a resize rule.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal
 
-from edgetl.errors import ConfigError
+from .errors import ConfigError  # by its place: export.bundle packs this file for devices
 
 ResizeRule = Literal["stretch", "crop", "pad"]
 

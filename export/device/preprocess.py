@@ -134,7 +134,7 @@ def _spec(inputs: dict[str, Any]) -> Any:
     found = _shared("inputs")
     try:
         return found.ImageInput(**inputs)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, _shared("errors").EdgetlError) as error:
         raise DeviceError(f"inputs {inputs}: {error}. Convert the model again") from error
 
 
