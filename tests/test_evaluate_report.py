@@ -17,8 +17,8 @@ from edgetl.errors import ArtifactError, DatasetError, RunError
 from edgetl.rundir import RunDir, read_json, sha256_of
 from export import benchmark, evaluate, report
 from export.artifacts import find_artifacts
-from export.benchmark import LatencyReport
 from export.device.interpreter import Model
+from export.device.latency import LatencyReport
 from export.evaluate import EVALUATION, EvaluationReport, EvaluationSet
 from export.report import Report
 from export.schemes import SCHEMES

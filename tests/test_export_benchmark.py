@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import statistics
 import subprocess
 import sys
@@ -12,11 +13,14 @@ import pytest
 from tiny_tflite import tiny
 
 from benchmarks import latency
-from edgetl.config import command, from_json, to_json
+from edgetl.config import command, from_json
 from edgetl.errors import ArtifactError, ConfigError
+from edgetl.rundir import RunDir
 from export import benchmark
+from export import report as export_report
 from export.artifacts import artifact_files
-from export.benchmark import Config, LatencyReport
+from export.benchmark import Config
+from export.device.latency import LatencyReport
 
 ROOT = Path(__file__).parent.parent
 
@@ -35,42 +39,26 @@ def status(*arguments: object) -> int:
     )
 
 
-def report(runs_ms: tuple[float, ...], threads: int = 1) -> LatencyReport:
-    return LatencyReport(
-        path="int8.tflite",
-        scheme="int8",
-        sha256="0" * 64,
-        size_bytes=1_234_567,
-        threads=threads,
-        kernels="xnnpack",
-        warmup=20,
-        load_ms=3.0,
-        first_ms=2.0,
-        runs_ms=runs_ms,
-        device="a board",
-        cores=2,
-        versions={"runtime": "ai-edge-litert 2.3.0"},
-    )
-
-
 def test_run_gets_one_report_beside_each_artifact(run: Path) -> None:
     reports = benchmark.main(Config(run, runs=23, warmup=2))
-    assert [each.scheme for each in reports] == ["float32", "int8"]
+    assert [each.circumstances.file for each in reports] == ["float32.tflite", "int8.tflite"]
     for each in reports:
-        stored = (run / f"export/{each.scheme}.latency.json").read_text()
+        found = each.circumstances
+        path = run / "export" / found.file
+        stored = path.with_suffix(".latency.json").read_text()
         assert from_json(LatencyReport, stored) == each
         assert '"runs_ms"' in stored
         assert "median" not in stored, "only raw measurements are stored"
-        content = (run / "export" / each.path).read_bytes()
-        assert each.sha256 == hashlib.sha256(content).hexdigest()
-        assert each.size_bytes == len(content)
-        assert len(each.runs_ms) == 23
-        assert min(each.runs_ms) > 0
+        content = path.read_bytes()
+        assert found.sha256 == hashlib.sha256(content).hexdigest()
+        assert found.size_bytes == len(content)
+        assert (len(each.runs_ms), len(each.warmup_ms)) == (23, 2)
+        assert min(each.first_ms, *each.warmup_ms, *each.runs_ms) > 0
         assert each.median_ms == statistics.median(each.runs_ms)
-        assert each.p10_ms <= each.median_ms <= each.p90_ms
-        assert each.versions["runtime"].startswith("ai-edge-litert")
-        assert f"{each.cores} core(s)" in each.device
-        assert (each.threads, each.kernels, each.warmup) == (1, "xnnpack", 2)
+        assert each.p5_ms <= each.p10_ms <= each.median_ms <= each.p90_ms <= each.p99_ms
+        assert found.runtime.startswith("ai-edge-litert")
+        assert f"{found.device.cores} core(s)" in str(found.device)
+        assert (found.threads, found.kernels, each.energy) == (1, "xnnpack", None)
     assert sorted(path.name for path in (run / "export").iterdir()) == [
         "float32.latency.json",
         "float32.tflite",
@@ -79,26 +67,11 @@ def test_run_gets_one_report_beside_each_artifact(run: Path) -> None:
     ]
 
 
-def test_artifacts_take_turns(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from export.device import timing
-
-    turns = []
-    real = timing.time_invocations
-
-    def spy(model, **numbers):
-        turns.append((model.input.dtype, numbers["runs"], numbers["warmup"]))
-        return real(model, **numbers)
-
-    monkeypatch.setattr(timing, "time_invocations", spy)
-    benchmark.main(Config(run, runs=20, warmup=7))
-    timed = turns[2:]  # after the two cold starts
-    assert timed[:2] == [("float32", 2, 7), ("uint8", 2, 7)]
-    assert timed[2:] == [("float32", 2, 3), ("uint8", 2, 3)] * 9
-
-
 def test_schemes_choose(run: Path) -> None:
     (only,) = benchmark.main(Config(run, schemes=("int8",), runs=1, warmup=0, kernels="reference", threads=2))
-    assert (only.scheme, only.kernels, only.threads, only.runs_ms) == ("int8", "reference", 2, only.runs_ms[:1])
+    found = only.circumstances
+    assert (found.file, found.kernels, found.threads) == ("int8.tflite", "reference", 2)
+    assert (len(only.runs_ms), only.warmup_ms) == (1, ())
     assert not (run / "export/float32.latency.json").exists()
 
 
@@ -113,21 +86,40 @@ def test_single_file_writes_only_where_asked(run: Path, capsys: pytest.CaptureFi
     assert len(from_json(LatencyReport, (run / "out.json").read_text()).runs_ms) == 12
 
 
-def test_numbers_derived_from_runs() -> None:
-    each = report(tuple(float(n) for n in range(1, 102)))
-    assert (each.p10_ms, each.median_ms, each.p90_ms) == (11.0, 51.0, 91.0)
-    assert from_json(LatencyReport, to_json(each)) == each
-    assert (report((2.5,)).p90_ms, report((2.5,)).noisy) == (2.5, False)
+def test_noise_is_shown(run: Path) -> None:
+    (made,) = benchmark.main(Config(run / "export/int8.tflite", runs=5, warmup=2))
+    crowded = dataclasses.replace(made, circumstances=dataclasses.replace(made.circumstances, threads=999))
+    assert crowded.noise.startswith("999 threads on ")
+    assert "noisy: 999 threads" in benchmark.show((crowded,))
 
 
-def test_noise_is_named() -> None:
-    assert report((10.0, 10.1) * 50).noise == ""
-    assert report((10.0,) * 50 + (10.4,) * 50).noise == ""  # 4 % of drift is within what a quiet machine shows
-    assert report((10.0,) * 50 + (10.6,) * 50).noise == "second half +6 %"
-    assert report((10.0, 10.0, 10.0, 14.0) * 25).noise == "p10 to p90 spans 40 % of the median"
-    assert report((10.0,) * 100, threads=4).noise == "4 threads on 2 cores"
-    assert report((10.0,) * 100, threads=4).noisy
-    assert "noisy: 4 threads" in benchmark.show((report((10.0,) * 100, threads=4),))
+def test_reports_of_an_earlier_version_are_refused_in_one_line(
+    run_copy: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = {
+        "path": "int8.tflite",
+        "scheme": "int8",
+        "sha256": "0" * 64,
+        "size_bytes": 1,
+        "threads": 1,
+        "kernels": "xnnpack",
+        "warmup": 20,
+        "load_ms": 1.0,
+        "first_ms": 1.0,
+        "runs_ms": [1.0, 2.0],
+        "device": "a board",
+        "cores": 2,
+        "versions": {},
+        "schema_version": 1,
+    }
+    path = run_copy.export_path / "int8.latency.json"
+    path.write_text(json.dumps(old))
+    argv = [str(run_copy.path)]
+    assert command(export_report.main, export_report.Config, prog="report", show=export_report.show, argv=argv) == 2
+    written = capsys.readouterr().err
+    assert str(path) in written
+    assert "damaged or from another version; make it again" in written
+    assert written.count("\n") == 1
 
 
 def test_errors_are_one_line_and_status_2(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

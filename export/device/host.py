@@ -20,6 +20,9 @@ class Host:
     """Operating system, release and architecture."""
     python: str
 
+    def __str__(self) -> str:
+        return f"{self.cpu}, {self.cores} core(s), {self.system}"
+
 
 def describe_host() -> Host:
     """Describe the machine that this process runs on."""
