@@ -35,16 +35,15 @@ export async function decoded(file) {
 /** Read anything that a canvas can draw, such as the picture of a camera. */
 export function drawn(source, width, height) {
   let context;
-  const rows = (top, count) => {
-    // The first strip is the tallest one.
-    context ??= Object.assign(document.createElement("canvas"), { width, height: count }).getContext("2d", {
+  const block = (left, top, across, down) => {
+    context ??= Object.assign(document.createElement("canvas"), { width: across, height: down }).getContext("2d", {
       willReadFrequently: true,
     });
-    context.clearRect(0, 0, width, count);
-    context.drawImage(source, 0, -top);
-    return onWhite(context.getImageData(0, 0, width, count).data);
+    context.clearRect(0, 0, across, down);
+    context.drawImage(source, -left, -top);
+    return onWhite(context.getImageData(0, 0, across, down).data);
   };
-  return { width, height, orientation: 1, rows };
+  return { width, height, orientation: 1, block };
 }
 
 function onWhite(rgba) {

@@ -1,12 +1,13 @@
-// A photo -> the pixels that the model takes, by the very rule of training: Pillow's BILINEAR in whole numbers, along
-// the rows first, then along the columns, each rounded to 8 bits; the turn of the camera comes last.
+// A photo -> the pixels that the model takes, by the very rule of training: Pillow's BILINEAR in whole numbers, one pass
+// along the rows and one along the columns, each rounded to 8 bits; the turn of the camera comes last.
 
 const BITS = 22; // of a weight's fraction, as in Pillow
 const STRIP = 1 << 20; // pixels read at once: a phone's canvas ends at 16 million, its photos don't
 
 /** Fit a photo into the model's frame.
- * @param {{width: number, height: number, orientation: number, rows: (top: number, count: number) => Uint8ClampedArray}}
- *   photo as stored; `rows` gives opaque RGBA; `orientation` is EXIF's 1..8
+ * @param {{width: number, height: number, orientation: number,
+ *   block: (left: number, top: number, width: number, height: number) => Uint8ClampedArray}} photo as it is stored;
+ *   `block` gives opaque RGBA, the first one asked for is the largest; `orientation` is EXIF's, 1..8
  * @param {{height: number, width: number, resize: "stretch" | "crop" | "pad"}} inputs what the model takes
  * @returns {Uint8Array} RGB 0..255, height * width * 3 */
 export function prepare(photo, inputs) {
@@ -67,40 +68,44 @@ function filter(length, from, to, outputs) {
 function resized(photo, [left, top, right, bottom], [width, height]) {
   const across = filter(photo.width, left, right, width);
   const down = filter(photo.height, top, bottom, height);
-  const first = down.starts[0];
-  const end = down.starts[height - 1] + down.counts[height - 1];
-  const narrow = new Uint8ClampedArray((end - first) * width * 3);
-  const step = Math.max(1, Math.floor(STRIP / photo.width));
-  for (let row = first; row < end; row += step) {
-    const count = Math.min(step, end - row);
-    narrowed(photo.rows(row, count), photo.width, count, across, narrow.subarray((row - first) * width * 3));
-  }
   const pixels = new Uint8ClampedArray(height * width * 3);
-  for (let y = 0; y < height; y++) {
-    for (let x = 0; x < width * 3; x++) {
-      let sum = 1 << (BITS - 1);
-      let at = (down.starts[y] - first) * width * 3 + x;
-      for (let k = y * down.taps, last = k + down.counts[y]; k < last; k++, at += width * 3) sum += narrow[at] * down.weights[k];
-      pixels[y * width * 3 + x] = sum >> BITS;
+  const less = photo.height - height;
+  if (less > 0 && less > (photo.width - width) * 2) { // then Pillow 13 takes the columns first
+    const low = new Uint8ClampedArray(height * photo.width * 3);
+    const step = Math.max(1, Math.floor(STRIP / photo.height));
+    for (let x = 0; x < photo.width; x += step) {
+      const count = Math.min(step, photo.width - x);
+      pass(photo.block(x, 0, count, photo.height), 4, count * 4, count, down, low.subarray(x * 3), 3, photo.width * 3);
     }
+    pass(low, photo.width * 3, 3, height, across, pixels, width * 3, 3);
+    return pixels;
   }
+  const narrow = new Uint8ClampedArray(photo.height * width * 3);
+  const step = Math.max(1, Math.floor(STRIP / photo.width));
+  for (let y = 0; y < photo.height; y += step) {
+    const count = Math.min(step, photo.height - y);
+    pass(photo.block(0, y, photo.width, count), photo.width * 4, 4, count, across, narrow.subarray(y * width * 3), width * 3, 3);
+  }
+  pass(narrow, 3, width * 3, width, down, pixels, 3, width * 3);
   return pixels;
 }
 
-function narrowed(rgba, width, rows, { starts, counts, weights, taps }, out) {
-  let to = 0;
-  for (let y = 0; y < rows; y++) {
-    for (let x = 0; x < starts.length; x++) {
-      let [red, green, blue] = [1 << (BITS - 1), 1 << (BITS - 1), 1 << (BITS - 1)];
-      let at = (y * width + starts[x]) * 4;
-      for (let k = x * taps, last = k + counts[x]; k < last; k++, at += 4) {
-        red += rgba[at] * weights[k];
-        green += rgba[at + 1] * weights[k];
-        blue += rgba[at + 2] * weights[k];
+/** Resize many lines of pixels; `line` and `step` are the distances from one to the next, in numbers. */
+function pass(from, line, step, lines, { starts, counts, weights, taps }, to, toLine, toStep) {
+  const half = 1 << (BITS - 1);
+  for (let n = 0; n < lines; n++) {
+    for (let i = 0; i < starts.length; i++) {
+      let [red, green, blue] = [half, half, half];
+      let at = n * line + starts[i] * step;
+      for (let k = i * taps, last = k + counts[i]; k < last; k++, at += step) {
+        red += from[at] * weights[k];
+        green += from[at + 1] * weights[k];
+        blue += from[at + 2] * weights[k];
       }
-      out[to++] = red >> BITS;
-      out[to++] = green >> BITS;
-      out[to++] = blue >> BITS;
+      const out = n * toLine + i * toStep;
+      to[out] = red >> BITS;
+      to[out + 1] = green >> BITS;
+      to[out + 2] = blue >> BITS;
     }
   }
 }
