@@ -78,7 +78,10 @@ def _packages() -> list[tuple[str, str]]:
 
 def _version(package: str, module: str) -> Optional[str]:
     """Version of a package; it is not imported, so it may yet turn out not to work."""
-    if importlib.util.find_spec(module) is None:
+    try:
+        if importlib.util.find_spec(module) is None:
+            return None
+    except (ImportError, ValueError):  # something keeps it from being imported
         return None
     try:
         return metadata.version(package)
