@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +13,7 @@ import pytest
 from edgetl import data
 from edgetl.rundir import open_run
 
+ROOT = Path(__file__).parent.parent.parent
 SCHEMES = ("float32", "float16", "dynamic_int8", "int8", "int8_io8")
 
 
@@ -45,6 +48,25 @@ def photos(run: Path) -> np.ndarray:
     pixels = np.concatenate([batch.pixels for batch in data.decoded(chosen, there.inputs)])
     assert pixels.shape == (64, *there.inputs.shape)
     return pixels
+
+
+@pytest.fixture(scope="session")
+def old_python() -> Path:
+    """Python 3.9 with tflite-runtime 2.14, NumPy 1, Pillow 8 and the Task Library: .venv-old, of requirements-old.lock.
+
+    EDGETL_OLD_PYTHON names another. Where no Python 3.9 can be had, only `test_layering` looks at the syntax.
+    """
+    python = Path(os.environ.get("EDGETL_OLD_PYTHON", ROOT / ".venv-old" / "bin" / "python"))
+    if python.is_file():
+        return python
+    uv = shutil.which("uv", path=f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}")
+    if uv is None:
+        pytest.fail(f"{python} is missing. Run these tests with: make test-clients")
+    offline = {**os.environ, "PYENV_VERSION": "3.9"}  # pyenv's shims find nothing that is not selected
+    found = subprocess.run([uv, "python", "find", "--no-python-downloads", "3.9"], env=offline, capture_output=True)
+    if found.returncode:
+        pytest.skip("no Python 3.9 on this machine: that device code runs there is not tested, only its syntax is")
+    pytest.fail(f"{python} is missing, though there is a Python 3.9. Run these tests with: make test-clients")
 
 
 def client(name: str) -> ModuleType:

@@ -1,0 +1,142 @@
+"""What is written for phones is Kotlin and Swift."""
+
+import dataclasses
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import client
+
+from edgetl.inputs import ResizeRule
+from edgetl.rundir import open_run
+from export import phone
+from export.artifacts import find_artifacts
+
+pytestmark = pytest.mark.clients
+
+BITMAP = """
+package android.graphics;
+public final class Bitmap {
+  public enum Config { ARGB_8888, HARDWARE }
+  public int getWidth() { return 0; }
+  public int getHeight() { return 0; }
+  public static Bitmap createBitmap(int width, int height, Config config) { return null; }
+  public static Bitmap createBitmap(Bitmap source, int x, int y, int width, int height, Matrix m, boolean filter) {
+    return null;
+  }
+  public static Bitmap createScaledBitmap(Bitmap source, int width, int height, boolean filter) { return null; }
+}
+"""
+CANVAS = """
+package android.graphics;
+public class Canvas {
+  public Canvas(Bitmap bitmap) {}
+  public void drawColor(int color) {}
+  public void drawRect(RectF rect, Paint paint) {}
+  public void drawBitmap(Bitmap bitmap, Rect source, RectF target, Paint paint) {}
+}
+"""
+PAINT = """
+package android.graphics;
+public class Paint {
+  public static final int FILTER_BITMAP_FLAG = 2;
+  public Paint() {}
+  public Paint(int flags) {}
+  public int getColor() { return 0; }
+  public void setColor(int color) {}
+}
+"""
+CLASSIFIER = """
+package com.google.mediapipe.tasks.vision.imageclassifier;
+import android.content.Context;
+import com.google.mediapipe.framework.image.MPImage;
+import com.google.mediapipe.tasks.core.BaseOptions;
+import com.google.mediapipe.tasks.vision.core.RunningMode;
+public final class ImageClassifier implements AutoCloseable {
+  public static ImageClassifier createFromOptions(Context context, ImageClassifierOptions options) { return null; }
+  public ImageClassifierResult classify(MPImage image) { return null; }
+  public void close() {}
+  public abstract static class ImageClassifierOptions {
+    public static Builder builder() { return null; }
+    public abstract static class Builder {
+      public abstract Builder setBaseOptions(BaseOptions options);
+      public abstract Builder setRunningMode(RunningMode mode);
+      public final ImageClassifierOptions build() { return null; }
+    }
+  }
+}
+"""
+BASE_OPTIONS = """
+package com.google.mediapipe.tasks.core;
+public abstract class BaseOptions {
+  public static Builder builder() { return null; }
+  public abstract static class Builder {
+    public abstract Builder setModelAssetPath(String path);
+    public final BaseOptions build() { return null; }
+  }
+}
+"""
+CONTAINERS = "com.google.mediapipe.tasks.components.containers"
+STUBS = {
+    "Bitmap": BITMAP,
+    "Canvas": CANVAS,
+    "Paint": PAINT,
+    "ImageClassifier": CLASSIFIER,
+    "BaseOptions": BASE_OPTIONS,
+    "Context": "package android.content; public abstract class Context {}",
+    "Color": "package android.graphics; public class Color { public static final int BLACK = 0, WHITE = 1; }",
+    "Matrix": "package android.graphics; public class Matrix { public void setRotate(float degrees) {} }",
+    "Rect": "package android.graphics; public class Rect {}",
+    "RectF": "package android.graphics; public class RectF { public RectF(float l, float t, float r, float b) {} }",
+    "MPImage": "package com.google.mediapipe.framework.image; public class MPImage {}",
+    "BitmapImageBuilder": "package com.google.mediapipe.framework.image; public class BitmapImageBuilder {"
+    " public BitmapImageBuilder(android.graphics.Bitmap bitmap) {} public MPImage build() { return null; } }",
+    "RunningMode": "package com.google.mediapipe.tasks.vision.core; public enum RunningMode { IMAGE, VIDEO }",
+    "Category": f"package {CONTAINERS}; public abstract class Category {{"
+    " public abstract String categoryName(); public abstract float score(); }",
+    "Classifications": f"package {CONTAINERS}; public abstract class Classifications {{"
+    " public abstract java.util.List<Category> categories(); }",
+    "ClassificationResult": f"package {CONTAINERS}; public abstract class ClassificationResult {{"
+    " public abstract java.util.List<Classifications> classifications(); }",
+    "ImageClassifierResult": "package com.google.mediapipe.tasks.vision.imageclassifier;"
+    f" public abstract class ImageClassifierResult {{ public abstract {CONTAINERS}.ClassificationResult"
+    " classificationResult(); }",
+}
+"""What the Kotlin code uses of Android and of MediaPipe Tasks 1.0, with its signatures: class name -> Java."""
+
+
+def written(run: Path, folder: Path, rule: ResizeRule, name: str = "int8.tflite") -> Path:
+    (artifact,) = find_artifacts(open_run(run), ["int8"])
+    phone.write(
+        folder, dataclasses.replace(artifact, path=name, inputs=dataclasses.replace(artifact.inputs, resize=rule))
+    )
+    return folder
+
+
+@pytest.mark.parametrize("rule", phone.RULES)
+@pytest.mark.parametrize("name", ["int8.tflite", 'a "b" \\(c) ${d} \\u00e9 é.tflite'])
+def test_snippets_parse(run: Path, tmp_path: Path, rule: ResizeRule, name: str) -> None:
+    tree_sitter = client("tree_sitter")
+    folder = written(run, tmp_path, rule, name)
+    for language, file in (("kotlin", "Classifier.kt"), ("swift", "Classifier.swift")):
+        grammar = tree_sitter.Language(client(f"tree_sitter_{language}").language())
+        text = (folder / file).read_bytes()
+        root = tree_sitter.Parser(grammar).parse(text).root_node
+        assert root.child_count > 3 and not root.has_error, f"{file}: {root}"
+        unclosed = text.rstrip().removesuffix(b"}")
+        assert tree_sitter.Parser(grammar).parse(unclosed).root_node.has_error  # the parser would have said so
+
+
+@pytest.mark.skipif(not shutil.which("kotlinc"), reason="no Kotlin compiler here; apt-get install kotlin")
+def test_kotlin_compiles_against_the_api_that_it_uses(run: Path, tmp_path: Path) -> None:
+    folder = written(run, tmp_path, "crop", 'a "b" $d.tflite')
+    for name, text in STUBS.items():
+        package = text.split()[1].rstrip(";")
+        place = tmp_path / "java" / package.replace(".", "/")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{name}.java").write_text(text)
+    line = ["kotlinc", folder / "Classifier.kt", tmp_path / "java", "-d", tmp_path / "classes"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert not done.returncode and (tmp_path / "classes" / "Classifier.class").is_file(), done.stderr
+    assert "error:" not in done.stderr
