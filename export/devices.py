@@ -1,0 +1,259 @@
+"""What devices found out about a run's artifacts: RUN/devices/<name>/<scheme>/*.json, and one table of it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetl.config import to_json
+from edgetl.console import table_lines
+from edgetl.errors import ArtifactError, ConfigError
+from edgetl.rundir import RunDir, read_json, write_atomic
+from export.android import AndroidReport
+from export.artifacts import Artifact
+from export.device.benchmark import BenchmarkReport
+from export.device.check import CheckReport
+from export.device.info import InfoReport
+
+DEVICES = "devices"
+"""Folder of a run."""
+COMMANDS = ("info", "check", "benchmark")
+"""Of the device program, in the order they are run; each writes a report of its name."""
+REPORTS: dict[str, type[Any]] = {
+    "info": InfoReport,
+    "check": CheckReport,
+    "benchmark": BenchmarkReport,
+    "android": AndroidReport,
+}
+TITLES = (
+    "threads",
+    "top-1\n%",
+    "host's\n%",
+    "same\nclass %",
+    "largest\ndifference",
+    "check\n",
+    "ms\nmedian",
+    "ms\np90",
+    "ms\nmean",
+    "peak\nMB",
+)
+
+
+@dataclass(frozen=True)
+class DeviceLatency:
+    """Invocations on one number of threads, ms; None where the tool on the device does not tell."""
+
+    threads: int
+    median_ms: float | None
+    p90_ms: float | None
+    mean_ms: float | None
+    peak_bytes: int | None
+    """Resident memory of the process, once the model is warm."""
+    noise: str
+    """Why the figures are not to be trusted; empty when they are."""
+
+
+@dataclass(frozen=True)
+class DeviceRow:
+    """What a device found out about an artifact. Accuracies are fractions, None where only latency was measured."""
+
+    name: str
+    """As the user calls it."""
+    device: str
+    scheme: str
+    sha256: str
+    """Of the .tflite file that ran."""
+    kernels: str
+    runtime: str
+    time: str
+    """When, UTC, ISO 8601."""
+    samples: int
+    """Photos of the bundle's sample."""
+    top1: float | None
+    """On the sample."""
+    host_top1: float | None
+    """Of the host on the same photos."""
+    agreement: float | None
+    """Share of them that both name alike."""
+    max_difference: float | None
+    """Largest absolute difference of a score to the host's."""
+    passed: bool | None
+    """Whether that is within the bundle's bounds."""
+    latencies: tuple[DeviceLatency, ...]
+
+
+def device_folder(run: RunDir, name: str, scheme: str) -> Path:
+    """Where the reports of one device on one artifact lie.
+
+    Args:
+        run: the run.
+        name: of the device; becomes a folder.
+        scheme: of the artifact.
+
+    Raises:
+        ConfigError: no folder can have this name.
+    """
+    if not name or name.startswith((".", "-")) or re.search(r"[/\\\x00-\x1f\x7f]", name) or len(name.encode()) > 200:
+        raise ConfigError(f"--name {name!r}: must be usable as a folder's name")
+    return run.path / DEVICES / name / scheme
+
+
+def save(folder: Path, reports: dict[str, Any]) -> None:
+    """Write reports.
+
+    Args:
+        folder: see `device_folder`.
+        reports: key of REPORTS -> report.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, report in reports.items():
+        write_atomic(folder / f"{name}.json", to_json(report))
+
+
+def device_rows(run: RunDir, artifacts: Sequence[Artifact]) -> tuple[DeviceRow, ...]:
+    """Read what devices found out, by device and in the order of the artifacts.
+
+    Raises:
+        RunError: a report is missing or damaged.
+        ArtifactError: a report is about another file than the one that is there.
+    """
+    rows = []
+    for device in sorted(path for path in (run.path / DEVICES).glob("*") if path.is_dir()):
+        for artifact in artifacts:
+            folder = device / artifact.scheme
+            if (folder / "android.json").is_file():
+                rows.append(android_row(device.name, _read(folder / "android.json", artifact)))
+            if any((folder / f"{command}.json").is_file() for command in COMMANDS):
+                found = [_read(folder / f"{command}.json", artifact) for command in COMMANDS]
+                rows.append(device_row(device.name, *found))
+    return tuple(rows)
+
+
+def _read(path: Path, artifact: Artifact) -> Any:
+    report = read_json(REPORTS[path.stem], path)
+    if subjects(report) != {artifact.sha256}:
+        raise ArtifactError(
+            f"{path}: about another file than {artifact.path} is now. Run python -m export.deploy --scheme "
+            f"{artifact.scheme} for that device again, or delete {path.parent}"
+        )
+    return report
+
+
+def subjects(report: Any) -> set[str]:
+    """Hashes of the files that a report is about."""
+    if isinstance(report, BenchmarkReport):
+        return {each.circumstances.sha256 for each in report.latencies}
+    return {report.circumstances.sha256 if isinstance(report, CheckReport) else report.sha256}
+
+
+def device_row(name: str, info: InfoReport, check: CheckReport, benchmark: BenchmarkReport) -> DeviceRow:
+    """Join what the device program reported."""
+    found = benchmark.latencies[0].circumstances
+    latencies = [
+        DeviceLatency(
+            threads=each.circumstances.threads,
+            median_ms=each.median_ms,
+            p90_ms=each.p90_ms,
+            mean_ms=sum(each.runs_ms) / len(each.runs_ms),
+            peak_bytes=each.memory.peak_bytes,
+            noise=each.noise,
+        )
+        for each in benchmark.latencies
+    ]
+    return DeviceRow(
+        name=name,
+        device=str(found.device),
+        scheme=info.scheme,
+        sha256=info.sha256,
+        kernels=found.kernels,
+        runtime=found.runtime,
+        time=found.time,
+        samples=len(check.photos),
+        top1=check.top1,
+        host_top1=check.host_top1,
+        agreement=check.agreement,
+        max_difference=check.max_difference,
+        passed=check.passed,
+        latencies=tuple(latencies),
+    )
+
+
+def android_row(name: str, report: AndroidReport) -> DeviceRow:
+    """The same of what benchmark_model measured."""
+    latencies = [
+        DeviceLatency(
+            threads=each.threads,
+            median_ms=each.median_ms,
+            p90_ms=None,
+            mean_ms=each.mean_ms,
+            peak_bytes=None,
+            noise="",
+        )
+        for each in report.timings
+    ]
+    return DeviceRow(
+        name=name,
+        device=str(report.device),
+        scheme=report.scheme,
+        sha256=report.sha256,
+        kernels=report.kernels,
+        runtime=f"benchmark_model {report.tool_sha256[:12]}",
+        time=report.time,
+        samples=0,
+        top1=None,
+        host_top1=None,
+        agreement=None,
+        max_difference=None,
+        passed=None,
+        latencies=tuple(latencies),
+    )
+
+
+def shown(rows: Sequence[DeviceRow]) -> list[str]:
+    """A table with a line per number of threads, and what to know with it."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("device", max_width=24, overflow="fold")
+    table.add_column("scheme", no_wrap=True)
+    for title in TITLES:
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        for number, latency in enumerate(row.latencies):
+            table.add_row(*_checked(row, number == 0, latency.threads), *_timed(latency))
+    return [*table_lines(table, 121), *(line for row in rows for line in _remarks(row))]
+
+
+def _checked(row: DeviceRow, first: bool, threads: int) -> list[str]:
+    if not first:
+        return ["", "", str(threads), "", "", "", "", ""]
+    if row.passed is None:
+        return [row.name, row.scheme, str(threads), "-", "-", "-", "-", "-"]
+    return [
+        row.name,
+        row.scheme,
+        str(threads),
+        *(f"{100 * (share or 0):.2f}" for share in (row.top1, row.host_top1, row.agreement)),
+        f"{row.max_difference:.6f}",
+        "PASSED" if row.passed else "FAILED",
+    ]
+
+
+def _timed(latency: DeviceLatency) -> list[str]:
+    times = (latency.median_ms, latency.p90_ms, latency.mean_ms)
+    peak = "-" if latency.peak_bytes is None else f"{latency.peak_bytes / 1e6:.0f}"
+    return [*("-" if time is None else f"{time:.2f}" for time in times), peak]
+
+
+def _remarks(row: DeviceRow) -> list[str]:
+    sample = f"; checked on {row.samples} test photos" if row.samples else ""
+    return [
+        f"{row.name}: {row.device}; {row.kernels} kernels, {row.runtime}{sample}",
+        *(
+            f"{row.name}, {latency.threads} thread(s): noisy, do not trust the times ({latency.noise})"
+            for latency in row.latencies
+            if latency.noise
+        ),
+    ]
