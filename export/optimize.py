@@ -261,9 +261,9 @@ class Search:
         top1 = next(each.top1 + each.against_keras.drop for each in self.tried if each.against_keras)
         scores = compared = None
         if self.tried[best].fits:
-            said = EvaluationSet(self.run, self._test, keep_bytes=0).predictions(
-                [self._readable(self.options[best], self._made[best])], label="test split"
-            )
+            option = self.options[best]
+            tflite = self.conversion(option).described(option.scheme, self._made[best])
+            said = EvaluationSet(self.run, self._test, keep_bytes=0).predictions([tflite], label="test split")
             scores = score(said.labels, said.outputs[0])
             compared = compare(said.labels, said.keras, said.outputs[0])
         return Optimization(
@@ -290,9 +290,6 @@ class Search:
 
     def _make(self, option: Option) -> "Quantized":
         return self.conversion(option).make(option.scheme, Choices(option.ranges, option.float_layers))
-
-    def _readable(self, option: Option, made: "Quantized") -> bytes:
-        return self.conversion(option).described(option.scheme, made)
 
     def _measured(self, base: Candidate, option: Option, made: "Quantized") -> Candidate:
         from export.device.interpreter import Model
@@ -432,8 +429,16 @@ def named(candidate: Candidate) -> str:
     settings = dict(candidate.settings)
     layers = settings.pop("float_layers", "").split()
     words = [candidate.scheme, *(f"{len(layers)} in float" for _ in layers[:1])]
-    words += [value if name == "ranges" else f"{value} photos" for name, value in settings.items() if name != "qat"]
-    return ", ".join(words)
+    return ", ".join([*words, *(_worded(name, value) for name, value in settings.items())])
+
+
+def _worded(setting: str, value: str) -> str:
+    counted = {"calibration_images": "photo", "epochs": "epoch"}
+    if setting == "ranges":
+        return value
+    if setting in counted:
+        return f"{value} {counted[setting]}{'s' * (value != '1')}"
+    return f"{setting.replace('_', ' ')} {value}"
 
 
 def told(candidate: Candidate) -> str:
