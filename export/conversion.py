@@ -269,16 +269,38 @@ def calibration_photos(
         DatasetError: the photos are no longer there, were changed, or more than a few can't be read.
     """
     chosen = data.stratified_subset(train, min(settings.calibration_images, len(train)), settings.seed)
-    batches = list(data.decoded(chosen, run.inputs))
-    for batch in batches:
-        run.refuse_changed(chosen.select(batch.indices), batch.sha256)
-    images = [pixels for batch in batches for pixels in batch.pixels]
-    if not images:
-        raise DatasetError(
-            f"{train.root}: no calibration images could be read. Restore the photos of the training split"
-        )
-    data.check_unreadable([failure for batch in batches for failure in batch.unreadable], len(chosen))
-    found = chosen.select(np.concatenate([batch.indices for batch in batches]))
+    found, images = read_photos(
+        run,
+        chosen,
+        nothing=f"{train.root}: no calibration images could be read. Restore the photos of the training split",
+    )
     if len(set(found.labels.tolist())) == 1:
         log.warning("all %d calibration photos are of one class: ranges may not fit the others", len(found))
     return found, images
+
+
+def read_photos(
+    run: RunDir, examples: data.Examples, *, nothing: str = ""
+) -> tuple[data.Examples, list[NDArray[np.uint8]]]:
+    """Decode photos, checked against the run; a few that can't be read are left out.
+
+    Args:
+        run: whose photos they are.
+        examples: which ones, at least one.
+        nothing: what to say where not one can be read; by default how many, and why.
+
+    Returns:
+        The photos that could be read, and their pixels, uint8 [h, w, 3] each, in the order of `examples`.
+
+    Raises:
+        DatasetError: the photos are no longer there, were changed, or more than a few can't be read.
+    """
+    batches = []
+    for batch in data.decoded(examples, run.inputs):
+        run.refuse_changed(examples.select(batch.indices), batch.sha256)
+        batches.append(batch)
+    images = [pixels for batch in batches for pixels in batch.pixels]
+    if nothing and not images:
+        raise DatasetError(nothing)
+    data.check_unreadable([failure for batch in batches for failure in batch.unreadable], len(examples))
+    return examples.select(np.concatenate([batch.indices for batch in batches])), images
