@@ -147,24 +147,16 @@ class Conversion:
     def _trained(self, scheme: Scheme) -> "Quantized":
         """Train with quantization taking part."""
         from export import qat
-        from export.flatbuffer import operators
-        from export.normalization import integer_form
-        from export.quantize import Quantized
 
         settings = self._training(qat.QatSettings())
-        model, scale, offset = integer_form(self.compressed(scheme.compression))
-        trained = qat.train(
-            model,
-            scale,
-            offset,
+        return qat.quantized(
+            self.compressed(scheme.compression),
             self._train(settings),
             settings,
             preserve=PRESERVED[scheme.compression],
             calibration=self.photos,
             checkpoint=self._checkpoint(scheme.name),
         )
-        tflite = qat.to_int8(trained)
-        return Quantized(tflite, operators(tflite))
 
     def _training(self, usual: D) -> D:
         """Settings of a training, with the knobs of the command in them."""
