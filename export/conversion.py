@@ -74,11 +74,13 @@ def check(settings: Making) -> None:
 
 
 def opened(path: Path, settings: Making) -> RunDir:
-    """Open a run, or make it of a foreign model.
+    """Open a run, or make it of a foreign model, if the settings can work.
 
     Raises:
+        ConfigError: they can't.
         EdgetlError: no such run; or the model breaks the contract, see `export.adopt`.
     """
+    check(settings)
     if settings.model is None:
         return open_run(path)
     from export.adopt import adopt
@@ -92,11 +94,14 @@ class Conversion:
     def __init__(self, run: RunDir, settings: Making) -> None:
         """Read the calibration photos, before anything heavy is loaded.
 
+        Args:
+            run: as `opened` gives it.
+            settings: as `opened` has checked them.
+
         Raises:
-            ConfigError: no calibration images asked for, or fewer than classes.
+            ConfigError: fewer calibration images than classes asked for.
             DatasetError: the photos are no longer there, were changed, or more than a few can't be read.
         """
-        check(settings)
         self.run = run
         self.settings = settings
         self.splits = run.splits(settings.data)

@@ -27,7 +27,7 @@ from edgetl.console import log, table_lines
 from edgetl.errors import ArtifactError, ConfigError, DatasetError
 from edgetl.metrics import Scores, score
 from edgetl.rundir import RunDir, installed_versions, write_atomic
-from export import conversion, schemes
+from export import schemes
 from export.artifacts import device_errors
 from export.choices import Choices, takes_ranges
 from export.conversion import Conversion, Making, opened
@@ -140,7 +140,6 @@ def main(config: Config) -> Optimization:
     """
     config = checked(config)
     check(config)
-    conversion.check(config)
     run = opened(config.run, config)
     search = Search(run, config)
     with device_errors():
