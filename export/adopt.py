@@ -18,10 +18,11 @@ from edgetl.backbones import registry
 from edgetl.console import log, progress
 from edgetl.data import Examples, Splits, decoded, load, split, stratified_subset
 from edgetl.errors import ConfigError, RunError
+from edgetl.features import forward_of
 from edgetl.inputs import ImageInput, ResizeRule
 from edgetl.metrics import Scores, score, wilson_interval
 from edgetl.rundir import RunDir
-from export.foreign import SUFFIXES, accepted, forward_of, input_spec, load_model, probe, refuse_output, refuse_values
+from export.foreign import SUFFIXES, accepted, input_spec, load_model, probe, refuse_output, refuse_values
 
 if TYPE_CHECKING:
     import keras

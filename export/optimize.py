@@ -15,16 +15,19 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from tyro.conf import Positional
 
 from edgetl.comparison import Comparison, compare
 from edgetl.config import checked, command, to_json
 from edgetl.console import log, table_lines
 from edgetl.errors import ArtifactError, ConfigError, DatasetError
+from edgetl.features import Forward, forward_of
 from edgetl.metrics import Scores, score
 from edgetl.rundir import RunDir, installed_versions, write_atomic
 from export import schemes
@@ -198,7 +201,7 @@ class Search:
         self.tried: list[Candidate] = []
         self.options: list[Option] = []
         self._conversions = {0: Conversion(run, config)}
-        self._validation = EvaluationSet(run, splits.validation)
+        self._validation = EvaluationSet(run, splits.validation, forward=self._keras)
         self._test = splits.test
         self._made: dict[int, Quantized] = {}
 
@@ -262,7 +265,8 @@ class Search:
         if self.tried[best].fits:
             option = self.options[best]
             tflite = self.conversion(option).described(option.scheme, self._made[best])
-            said = EvaluationSet(self.run, self._test, keep_bytes=0).predictions([tflite], label="test split")
+            photos = EvaluationSet(self.run, self._test, keep_bytes=0, forward=self._keras)
+            said = photos.predictions([tflite], label="test split")
             scores = score(said.labels, said.outputs[0])
             compared = compare(said.labels, said.keras, said.outputs[0])
         return Optimization(
@@ -286,6 +290,14 @@ class Search:
         """Write the artifact of a candidate that fits."""
         option = self.options[index]
         self.conversion(option).write(option.scheme, self._made[index], Choices(option.ranges, option.float_layers))
+
+    def _keras(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What the Keras model says; the one that artifacts are made of, which is loaded when first needed."""
+        return self._forward(pixels)
+
+    @cached_property
+    def _forward(self) -> Forward:
+        return forward_of(self._conversions[0].model)
 
     def _make(self, option: Option) -> "Quantized":
         return self.conversion(option).make(option.scheme, Choices(option.ranges, option.float_layers))
