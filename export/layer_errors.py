@@ -10,21 +10,19 @@ operators are taken out and the two tensors that they compare are read instead, 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl import data
-from edgetl.console import progress, swallowed_output
+from edgetl.console import swallowed_output
 from edgetl.errors import ArtifactError
 from export import schemes
 from export.choices import Choices
 from export.flatbuffer import FLOAT_TYPES, border, operators, pack, unpack
 from export.layer_effects import Step, effects
-from export.tensors import Tensors, normalized
+from export.tensors import Tensors, in_threads, normalized
 
 if TYPE_CHECKING:
     from export.quantize import Quantizer
@@ -311,16 +309,14 @@ def _totals(
     models: tuple[bytes, bytes, bytes], rows: tuple[_Row, ...], photos: Photos, scale: float, offset: float
 ) -> list[_Total]:
     """Run twin, artifact and verification on photos, divided among threads."""
-    workers = min(data.default_workers(), len(photos))
-    parts = [photos[start::workers] for start in range(workers)]
     signed = border(models[1])[0].type == "INT8"
 
-    def of(part: Photos) -> list[_Total]:
+    def of(part: Sequence[NDArray[np.uint8]]) -> list[_Total]:
         twin, artifact, verified = (Tensors(each) for each in models)
         wanted = {index for row in rows if row.pair for index in (row.pair.stored, row.pair.exact)}
         verified.names = {index: name for index, name in verified.names.items() if index in wanted}
         found = [_Total(row) for row in rows]
-        for photo, image in zip(part, normalized(list(part), scale, offset), strict=True):
+        for photo, image in zip(part, normalized(part, scale, offset), strict=True):
             stored = (photo[None].astype(np.int16) - 128).astype(np.int8) if signed else photo[None]
             exact, received = dict(twin.run(image)), dict(artifact.run(stored))
             pairs = dict(verified.run(photo[None]))
@@ -330,12 +326,11 @@ def _totals(
                 total.add(exact[row.twin], received[row.artifact], pair)
         return found
 
-    with progress("errors of each layer"), ThreadPoolExecutor(workers) as threads:
-        first, *others = threads.map(of, parts)
+    first, *others = in_threads("errors of each layer", of, list(photos))
     for other in others:
         for total, more in zip(first, other, strict=True):
             total.join(more)
-    return list(first)
+    return first
 
 
 def _described(row: _Row, total: _Total, effect: float) -> LayerError:
