@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from edgetl.data import Example, Examples, Unreadable, check_unreadable, default
 from edgetl.errors import UnreadableImageError
 from edgetl.inputs import InputSpec
 from edgetl.rundir import write_atomic
+
+if TYPE_CHECKING:
+    import keras
 
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Raw pixels [n, h, w, 3] -> features [n, d]. Called from several threads at once."""
@@ -85,6 +88,19 @@ class Scaling:
         """Turn a dense layer for scaled features, [d, k] and [k], into the equal one for raw features."""
         raw = kernel / self.scale[:, None]
         return raw.astype(np.float32), (bias - self.mean @ raw).astype(np.float32)
+
+
+def forward_of(model: "keras.Model") -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """Compile a flat model for inference: pixels 0..255 [n, h, w, 3] of any type -> float32 [n, k]. Thread-safe."""
+    import tensorflow as tf
+
+    signature = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32)
+
+    @tf.function(input_signature=[signature])  # type: ignore[untyped-decorator]
+    def compiled(images: Any) -> Any:
+        return model(images, training=False)
+
+    return lambda pixels: np.asarray(compiled(tf.cast(pixels, tf.float32)))
 
 
 def default_cache() -> Path:

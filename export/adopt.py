@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl import features, rundir
+from edgetl import features, results, rundir
 from edgetl.backbones import registry
-from edgetl.config import to_json
 from edgetl.console import log, progress
-from edgetl.data import Examples, Splits, decoded, load, split, stratified_subset, write_csv
+from edgetl.data import Examples, Splits, decoded, load, split, stratified_subset
 from edgetl.errors import ConfigError, RunError
+from edgetl.features import forward_of
 from edgetl.inputs import ImageInput, ResizeRule
 from edgetl.metrics import Scores, score, wilson_interval
 from edgetl.rundir import RunDir
-from export.foreign import SUFFIXES, accepted, forward_of, input_spec, load_model, probe, refuse_output, refuse_values
+from export.foreign import SUFFIXES, accepted, input_spec, load_model, probe, refuse_output, refuse_values
 
 if TYPE_CHECKING:
     import keras
@@ -50,15 +50,9 @@ class Adoption:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class Metrics(results.Metrics):
     """What `metrics.json` holds of an adopted model."""
 
-    validation: Scores
-    test: Scores
-    head: str
-    """Where the model comes from, in words."""
-    unreadable: tuple[str, ...]
-    """Ids of photos that could not be read, and are in no split."""
     notes: tuple[str, ...]
     """What stands between these figures and the truth; `export.report` repeats it."""
 
@@ -112,7 +106,8 @@ def adopt(
     _refuse_other(out.expanduser(), settings)
     with rundir.writing(out, RECIPE, settings) as run:
         if run.finished:
-            return _reopen(run, examples)
+            told = "this model and data already; reopened"
+            return results.reopen(run, examples, Metrics, made="made", advice="Name another directory", told=told)
         original = load_model(path)
         spec = input_spec(original, path, resize)
         refuse_output(original, path, examples)
@@ -127,7 +122,8 @@ def adopt(
         )
         refuse_values(table.values, path)
         splits = split(table.examples, **fractions, seed=seed)
-        _save(run, settings, spec, flat, table, splits)
+        metrics = _figures(settings, spec, flat, table, splits)
+        results.save(run, RECIPE, spec, flat, table, splits, metrics, seed=settings.seed)
     return rundir.open_run(run.path)
 
 
@@ -160,49 +156,23 @@ def _refuse_other(out: Path, settings: Adoption) -> None:
         )
 
 
-def _reopen(run: RunDir, examples: Examples) -> RunDir:
-    finished = rundir.open_run(run.path)
-    known = set(finished.photo_sha256) | set(rundir.read_json(Metrics, finished.path / rundir.METRICS).unreadable)
-    there = {example.id for example in examples}
-    if known != there:
-        raise RunError(
-            f"{run.path}: made with other photos ({len(there - known)} came, {len(known - there)} went since). "
-            "Name another directory"
-        )
-    log.info("%s: this model and data already; reopened", run.path)
-    return finished
-
-
-def _save(
-    run: RunDir,
-    settings: Adoption,
-    spec: ImageInput,
-    model: "keras.Model",
-    table: features.Features,
-    splits: Splits,
-) -> None:
-    """Write every file of the run; the manifest, which makes it a finished one, comes last."""
+def _figures(
+    settings: Adoption, spec: ImageInput, model: "keras.Model", table: features.Features, splits: Splits
+) -> Metrics:
+    """Score the outputs that are there, and say what is doubtful about them."""
     validation, test = (score(part.labels, table.of(part)) for part in (splits.validation, splits.test))
-    names = splits.train.class_names
     log.info(
         "%s: outputs taken to be, in this order, %s: alphabetical, as the folders of %s. Validation top-1 %.2f %%",
         settings.model,
-        ", ".join(names),
+        ", ".join(splits.train.class_names),
         settings.data,
         100 * validation.top1,
     )
     notes = (*seen_photos(table.examples), *doubts(model, spec, splits.validation, validation))
     for note in notes:
         log.warning("%s", note)
-    hashes = {example.id: sha256 for example, sha256 in zip(table.examples, table.sha256, strict=True)}
     unreadable = tuple(failure.id for failure in table.unreadable)
-    run.write(rundir.INPUTS, to_json(spec))
-    run.write(rundir.LABELS, "".join(f"{name}\n" for name in names))
-    run.write(rundir.SPLITS, write_csv(splits, hashes))
-    run.write_model(model)
-    head = f"adopted from {Path(settings.model).name}"
-    run.write(rundir.METRICS, to_json(Metrics(validation, test, head, unreadable, notes)))
-    run.finish(recipe=RECIPE, data=settings.data, data_sha256=table.data_sha256, seed=settings.seed)
+    return Metrics(validation, test, f"adopted from {Path(settings.model).name}", unreadable, notes)
 
 
 def seen_photos(examples: Examples) -> tuple[str, ...]:

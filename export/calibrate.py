@@ -6,17 +6,13 @@ serves any number of conversions, and ranges need not be the plain extremes that
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl import data
-from edgetl.console import progress
 from export.flatbuffer import operators, pack, unpack
-from export.tensors import Tensors, normalized
+from export.tensors import Tensors, in_threads, normalized
 
 BINS = 2048
 """Of the histogram of one tensor, from its smallest value to its largest."""
@@ -28,7 +24,6 @@ ODD_PHOTOS = 0.02
 """Share of photos whose extremes may lie outside of a range."""
 SHRINKS = np.linspace(1.0, 0.2, 41)
 """Shares of the full range among which the least squared error is looked for."""
-T = TypeVar("T")
 Range = tuple[float, float]
 Histogram = NDArray[np.int64]
 
@@ -54,14 +49,15 @@ class Calibration:
     def by_photo(self) -> dict[int, NDArray[np.float64]]:
         """Smallest and largest value of each tensor on each photo, by index, [photos, 2]."""
 
-        def of(tensors: Tensors, photos: Sequence[NDArray[np.uint8]]) -> dict[int, list[Range]]:
+        def of(photos: Sequence[NDArray[np.uint8]]) -> dict[int, list[Range]]:
+            tensors = Tensors(self.twin)
             found: dict[int, list[Range]] = {index: [] for index in tensors.names}
             for image in normalized(photos, self._scale, self._offset):
                 for index, values in tensors.run(image):
                     found[index].append((float(values.min()), float(values.max())))
             return found
 
-        parts = self._in_threads("calibrate", of)
+        parts = in_threads("calibrate", of, self.photos)
         return {i: np.concatenate([np.array(part[i]) for part in parts]) for i in parts[0]}
 
     @cached_property
@@ -74,7 +70,8 @@ class Calibration:
         """Counts of values in BINS equal steps over the extremes of each tensor, by index."""
         extremes = self.extremes
 
-        def of(tensors: Tensors, photos: Sequence[NDArray[np.uint8]]) -> dict[int, Histogram]:
+        def of(photos: Sequence[NDArray[np.uint8]]) -> dict[int, Histogram]:
+            tensors = Tensors(self.twin)
             found = {index: np.zeros(BINS, np.int64) for index in tensors.names}
             for image in normalized(photos, self._scale, self._offset):
                 for index, values in tensors.run(image):
@@ -84,7 +81,7 @@ class Calibration:
                         found[index] += np.bincount(np.clip(bins, 0, BINS - 1).astype(np.intp), minlength=BINS)
             return found
 
-        parts = self._in_threads("calibrate, distributions", of)
+        parts = in_threads("calibrate, distributions", of, self.photos)
         return {i: np.sum([part[i] for part in parts], axis=0) for i in parts[0]}
 
     def ranges(self, method: str) -> dict[int, Range]:
@@ -117,13 +114,6 @@ class Calibration:
             if written.name in COPYING and found & set(map(int, operator.inputs)):
                 found |= set(map(int, operator.outputs))
         return found
-
-    def _in_threads(self, title: str, of: Callable[[Tensors, Sequence[NDArray[np.uint8]]], T]) -> list[T]:
-        """Divide the photos among threads, one interpreter each."""
-        workers = min(data.default_workers(), len(self.photos))
-        parts = [self.photos[start::workers] for start in range(workers)]
-        with progress(title), ThreadPoolExecutor(workers) as threads:
-            return list(threads.map(of, [Tensors(self.twin) for _ in parts], parts))
 
 
 Method = Callable[[Calibration], dict[int, Range]]

@@ -74,11 +74,13 @@ def check(settings: Making) -> None:
 
 
 def opened(path: Path, settings: Making) -> RunDir:
-    """Open a run, or make it of a foreign model.
+    """Open a run, or make it of a foreign model, if the settings can work.
 
     Raises:
+        ConfigError: they can't.
         EdgetlError: no such run; or the model breaks the contract, see `export.adopt`.
     """
+    check(settings)
     if settings.model is None:
         return open_run(path)
     from export.adopt import adopt
@@ -92,11 +94,14 @@ class Conversion:
     def __init__(self, run: RunDir, settings: Making) -> None:
         """Read the calibration photos, before anything heavy is loaded.
 
+        Args:
+            run: as `opened` gives it.
+            settings: as `opened` has checked them.
+
         Raises:
-            ConfigError: no calibration images asked for, or fewer than classes.
+            ConfigError: fewer calibration images than classes asked for.
             DatasetError: the photos are no longer there, were changed, or more than a few can't be read.
         """
-        check(settings)
         self.run = run
         self.settings = settings
         self.splits = run.splits(settings.data)
@@ -147,24 +152,16 @@ class Conversion:
     def _trained(self, scheme: Scheme) -> "Quantized":
         """Train with quantization taking part."""
         from export import qat
-        from export.flatbuffer import operators
-        from export.normalization import integer_form
-        from export.quantize import Quantized
 
         settings = self._training(qat.QatSettings())
-        model, scale, offset = integer_form(self.compressed(scheme.compression))
-        trained = qat.train(
-            model,
-            scale,
-            offset,
+        return qat.quantized(
+            self.compressed(scheme.compression),
             self._train(settings),
             settings,
             preserve=PRESERVED[scheme.compression],
             calibration=self.photos,
             checkpoint=self._checkpoint(scheme.name),
         )
-        tflite = qat.to_int8(trained)
-        return Quantized(tflite, operators(tflite))
 
     def _training(self, usual: D) -> D:
         """Settings of a training, with the knobs of the command in them."""
@@ -269,16 +266,38 @@ def calibration_photos(
         DatasetError: the photos are no longer there, were changed, or more than a few can't be read.
     """
     chosen = data.stratified_subset(train, min(settings.calibration_images, len(train)), settings.seed)
-    batches = list(data.decoded(chosen, run.inputs))
-    for batch in batches:
-        run.refuse_changed(chosen.select(batch.indices), batch.sha256)
-    images = [pixels for batch in batches for pixels in batch.pixels]
-    if not images:
-        raise DatasetError(
-            f"{train.root}: no calibration images could be read. Restore the photos of the training split"
-        )
-    data.check_unreadable([failure for batch in batches for failure in batch.unreadable], len(chosen))
-    found = chosen.select(np.concatenate([batch.indices for batch in batches]))
+    found, images = read_photos(
+        run,
+        chosen,
+        nothing=f"{train.root}: no calibration images could be read. Restore the photos of the training split",
+    )
     if len(set(found.labels.tolist())) == 1:
         log.warning("all %d calibration photos are of one class: ranges may not fit the others", len(found))
     return found, images
+
+
+def read_photos(
+    run: RunDir, examples: data.Examples, *, nothing: str = ""
+) -> tuple[data.Examples, list[NDArray[np.uint8]]]:
+    """Decode photos, checked against the run; a few that can't be read are left out.
+
+    Args:
+        run: whose photos they are.
+        examples: which ones, at least one.
+        nothing: what to say where not one can be read; by default how many, and why.
+
+    Returns:
+        The photos that could be read, and their pixels, uint8 [h, w, 3] each, in the order of `examples`.
+
+    Raises:
+        DatasetError: the photos are no longer there, were changed, or more than a few can't be read.
+    """
+    batches = []
+    for batch in data.decoded(examples, run.inputs):
+        run.refuse_changed(examples.select(batch.indices), batch.sha256)
+        batches.append(batch)
+    images = [pixels for batch in batches for pixels in batch.pixels]
+    if nothing and not images:
+        raise DatasetError(nothing)
+    data.check_unreadable([failure for batch in batches for failure in batch.unreadable], len(examples))
+    return examples.select(np.concatenate([batch.indices for batch in batches])), images

@@ -15,7 +15,7 @@ from edgetl.errors import ConfigError
 from export import schemes
 from export.artifacts import Artifact, device_errors
 from export.choices import Choices, refuse_choices
-from export.conversion import Conversion, Making, check, opened
+from export.conversion import Conversion, Making, opened
 
 PROG = "python -m export.convert"
 USUAL = ("float32", "float16", "dynamic_int8", "int8")
@@ -55,7 +55,6 @@ def main(config: Config) -> tuple[Artifact, ...]:
         raise ConfigError(f"no scheme asked for. Choose from: {', '.join(schemes.SCHEMES)}")
     choices = Choices(config.ranges, config.float_layers)
     refuse_choices(wanted, choices)
-    check(config)
     conversion = Conversion(opened(config.run, config), config)
     written = []
     with progress("export", len(wanted)) as bar, device_errors():

@@ -22,7 +22,7 @@ from edgetl.comparison import Comparison, compare
 from edgetl.config import checked, command, to_json
 from edgetl.console import progress, quiet_tensorflow
 from edgetl.errors import ArtifactError, ConfigError, DatasetError, RunError
-from edgetl.features import Forward
+from edgetl.features import Forward, forward_of
 from edgetl.metrics import Scores, score
 from edgetl.rundir import RunDir, installed_versions, open_run, read_json, sha256_of, write_atomic
 from export.artifacts import Artifact, device_errors, find_artifacts
@@ -282,12 +282,9 @@ def keras_forward(run: RunDir) -> Forward:
     """Load a run's Keras model: raw pixels [n, h, w, 3] -> probabilities [n, classes]."""
     quiet_tensorflow()
     import keras
-    import tensorflow as tf
 
     with progress("load the Keras model"):
-        model = keras.saving.load_model(run.model_path, compile=False)
-    compiled = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
-    return lambda pixels: np.asarray(compiled(tf.cast(pixels, tf.float32)))
+        return forward_of(keras.saving.load_model(run.model_path, compile=False))
 
 
 def show(report: EvaluationReport) -> str:

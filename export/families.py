@@ -179,15 +179,8 @@ class _Noise:
 def trained(model: "keras.Model", photos: list[NDArray[np.uint8]]) -> "Quantized":
     """Two steps of quantization-aware training."""
     from export import qat
-    from export.flatbuffer import operators
-    from export.normalization import integer_form
-    from export.quantize import Quantized
 
-    part, scale, offset = integer_form(model)
-    settings = qat.QatSettings(epochs=1, batch_size=4)
-    done = qat.train(part, scale, offset, _Noise(np.stack(photos)), settings)
-    tflite = qat.to_int8(done)
-    return Quantized(tflite, operators(tflite))
+    return qat.quantized(model, _Noise(np.stack(photos)), qat.QatSettings(epochs=1, batch_size=4))
 
 
 def reason(error: EdgetlError) -> str:

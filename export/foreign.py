@@ -8,7 +8,7 @@ original's.
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edgetl.console import log, progress, quiet_tensorflow, swallowed_output
 from edgetl.data import Examples, decoded
 from edgetl.errors import ArtifactError, DatasetError
+from edgetl.features import forward_of
 from edgetl.inputs import ImageInput, ResizeRule
 from export.flattening import flattened, layers_of
 
@@ -182,19 +183,6 @@ def accepted(original: "keras.Model", path: Path, photos: NDArray[np.float32]) -
     if reduced:
         log.info("%s: computes in %s, now in float32; outputs differ by up to %.2g", path, ", ".join(reduced), gap)
     return flat
-
-
-def forward_of(model: "keras.Model") -> Callable[[NDArray[Any]], NDArray[np.float32]]:
-    """Compile a flat model for inference: pixels 0..255 [n, h, w, 3] of any type -> float32 [n, k]. Thread-safe."""
-    import tensorflow as tf
-
-    signature = tf.TensorSpec((None, *model.inputs[0].shape[1:]), tf.float32)
-
-    @tf.function(input_signature=[signature])  # type: ignore[untyped-decorator]
-    def compiled(images: Any) -> Any:
-        return model(images, training=False)
-
-    return lambda pixels: np.asarray(compiled(tf.cast(pixels, tf.float32)))
 
 
 def _outputs(model: "keras.Model", photos: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -6,16 +6,14 @@ for all tensors, with no conversion in between.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl import data
-from edgetl.console import progress
 from export.device.runtime import find_runtime
 from export.flatbuffer import pack, unpack
+from export.tensors import in_threads
 
 Step = tuple[float, int]
 """Scale and zero point of an int8 tensor."""
@@ -36,16 +34,14 @@ def effects(twin: bytes, steps: dict[str, Step], images: Sequence[NDArray[np.flo
         Tensor -> change, 0..1; for those of `steps` that an operator writes, but for the output itself.
     """
     gated, switches, is_scores = _gated(twin, steps)
-    workers = min(data.default_workers(), len(images))
-    models = [_Gates(gated, switches) for _ in range(workers)]
-    exact = np.concatenate([models[0].outputs(image) for image in images])
+    gates = _Gates(gated, switches)
+    exact = np.concatenate([gates.outputs(image) for image in images])
     temperature = max(1.0, float((exact - exact.mean(axis=1, keepdims=True)).std())) if is_scores else 0.0
 
-    def of(model: _Gates, part: Sequence[NDArray[np.float32]]) -> dict[str, float]:
-        return model.changes(part, temperature)
+    def of(part: Sequence[NDArray[np.float32]]) -> dict[str, float]:
+        return _Gates(gated, switches).changes(part, temperature)
 
-    with progress("effect of each layer"), ThreadPoolExecutor(workers) as threads:
-        sums = list(threads.map(of, models, [images[start::workers] for start in range(workers)]))
+    sums = in_threads("effect of each layer", of, images)
     return {name: sum(part[name] for part in sums) / len(images) for name in switches}
 
 

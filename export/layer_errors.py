@@ -10,20 +10,19 @@ operators are taken out and the two tensors that they compare are read instead, 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl import data
-from edgetl.console import progress, swallowed_output
+from edgetl.console import swallowed_output
 from edgetl.errors import ArtifactError
 from export import schemes
-from export.flatbuffer import FLOAT_TYPES, operators, pack, unpack
+from export.choices import Choices
+from export.flatbuffer import FLOAT_TYPES, border, operators, pack, unpack
 from export.layer_effects import Step, effects
-from export.tensors import Tensors, normalized
+from export.tensors import Tensors, in_threads, normalized
 
 if TYPE_CHECKING:
     from export.quantize import Quantizer
@@ -100,7 +99,7 @@ def layer_errors(
         ArtifactError: the network was not made from this twin with these ranges.
     """
     verified, pairs = _verified(quantizer, ranges)
-    artifact = quantized or quantizer.quantize(schemes.get("int8"), _choices(ranges)).tflite
+    artifact = quantized or quantizer.quantize(schemes.get("int8"), Choices(ranges)).tflite
     rows = _matched(quantizer, artifact, pairs)
     _, scale, offset = quantizer.prepared
     totals = _totals((quantizer.exact_twin, artifact, verified), rows, photos, scale, offset)
@@ -213,12 +212,6 @@ def _real(stored: NDArray[Any], step: Step) -> NDArray[np.float32]:
     return (stored.astype(np.float32) - np.float32(step[1])) * np.float32(step[0])
 
 
-def _choices(ranges: str) -> Any:
-    from export.choices import Choices
-
-    return Choices(ranges)
-
-
 def _verified(quantizer: "Quantizer", ranges: str) -> tuple[bytes, dict[str, _Pair]]:
     """The int8 network with each operator computed in float as well, from the same inputs.
 
@@ -316,16 +309,14 @@ def _totals(
     models: tuple[bytes, bytes, bytes], rows: tuple[_Row, ...], photos: Photos, scale: float, offset: float
 ) -> list[_Total]:
     """Run twin, artifact and verification on photos, divided among threads."""
-    workers = min(data.default_workers(), len(photos))
-    parts = [photos[start::workers] for start in range(workers)]
+    signed = border(models[1])[0].type == "INT8"
 
-    def of(part: Photos) -> list[_Total]:
+    def of(part: Sequence[NDArray[np.uint8]]) -> list[_Total]:
         twin, artifact, verified = (Tensors(each) for each in models)
         wanted = {index for row in rows if row.pair for index in (row.pair.stored, row.pair.exact)}
         verified.names = {index: name for index, name in verified.names.items() if index in wanted}
         found = [_Total(row) for row in rows]
-        signed = artifact.model.subgraphs[0].tensors[artifact.input].type == _int8()
-        for photo, image in zip(part, normalized(list(part), scale, offset), strict=True):
+        for photo, image in zip(part, normalized(part, scale, offset), strict=True):
             stored = (photo[None].astype(np.int16) - 128).astype(np.int8) if signed else photo[None]
             exact, received = dict(twin.run(image)), dict(artifact.run(stored))
             pairs = dict(verified.run(photo[None]))
@@ -335,18 +326,11 @@ def _totals(
                 total.add(exact[row.twin], received[row.artifact], pair)
         return found
 
-    with progress("errors of each layer"), ThreadPoolExecutor(workers) as threads:
-        first, *others = threads.map(of, parts)
+    first, *others = in_threads("errors of each layer", of, list(photos))
     for other in others:
         for total, more in zip(first, other, strict=True):
             total.join(more)
-    return list(first)
-
-
-def _int8() -> int:
-    from ai_edge_litert import schema_py_generated as schema
-
-    return int(schema.TensorType.INT8)
+    return first
 
 
 def _described(row: _Row, total: _Total, effect: float) -> LayerError:

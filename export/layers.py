@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from tyro.conf import Positional
 
 from edgetl import data
@@ -22,9 +21,10 @@ from edgetl.config import checked, command
 from edgetl.console import progress, quiet_tensorflow, table_lines
 from edgetl.errors import ArtifactError, ConfigError
 from edgetl.plots import quantization_errors
-from edgetl.rundir import RunDir, open_run, write_atomic
+from edgetl.rundir import open_run, write_atomic
 from export import schemes
 from export.artifacts import Artifact, find_artifacts
+from export.conversion import read_photos
 from export.layer_errors import LayerError, layer_errors, most_harmful
 
 __all__ = ["LayerError", "layer_errors", "most_harmful"]
@@ -90,7 +90,8 @@ def main(config: Config) -> LayerReport:
     split = "validation" if len(splits.validation) else "training"
     examples = splits.validation if len(splits.validation) else splits.train
     chosen = data.stratified_subset(examples, min(config.images, len(examples)), config.seed)
-    photos, calibration = _pixels(run, chosen), _pixels(run, _calibration(artifact, splits.train))
+    _, photos = read_photos(run, chosen)
+    _, calibration = read_photos(run, _calibration(artifact, splits.train))
     quiet_tensorflow()
     import keras
 
@@ -126,18 +127,6 @@ def _calibration(artifact: Artifact, train: data.Examples) -> data.Examples:
     if not artifact.calibration or any(id_ not in where for id_ in artifact.calibration):
         raise ArtifactError(f"{artifact.path}: its description names other calibration photos. Convert the run again")
     return train.select(np.array([where[id_] for id_ in artifact.calibration]))
-
-
-def _pixels(run: RunDir, examples: data.Examples) -> list[NDArray[np.uint8]]:
-    """Decode photos, checked against the run; what can't be read is left out."""
-    found: dict[int, NDArray[np.uint8]] = {}
-    unreadable: list[data.Unreadable] = []
-    for batch in data.decoded(examples, run.inputs):
-        run.refuse_changed(examples.select(batch.indices), batch.sha256)
-        found |= zip(batch.indices.tolist(), batch.pixels, strict=True)
-        unreadable += batch.unreadable
-    data.check_unreadable(unreadable, len(examples))
-    return [found[index] for index in sorted(found)]
 
 
 def to_csv(errors: Sequence[LayerError]) -> str:

@@ -15,19 +15,22 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from tyro.conf import Positional
 
 from edgetl.comparison import Comparison, compare
 from edgetl.config import checked, command, to_json
 from edgetl.console import log, table_lines
 from edgetl.errors import ArtifactError, ConfigError, DatasetError
+from edgetl.features import Forward, forward_of
 from edgetl.metrics import Scores, score
 from edgetl.rundir import RunDir, installed_versions, write_atomic
-from export import conversion, schemes
+from export import schemes
 from export.artifacts import device_errors
 from export.choices import Choices, takes_ranges
 from export.conversion import Conversion, Making, opened
@@ -140,7 +143,6 @@ def main(config: Config) -> Optimization:
     """
     config = checked(config)
     check(config)
-    conversion.check(config)
     run = opened(config.run, config)
     search = Search(run, config)
     with device_errors():
@@ -199,7 +201,7 @@ class Search:
         self.tried: list[Candidate] = []
         self.options: list[Option] = []
         self._conversions = {0: Conversion(run, config)}
-        self._validation = EvaluationSet(run, splits.validation)
+        self._validation = EvaluationSet(run, splits.validation, forward=self._keras)
         self._test = splits.test
         self._made: dict[int, Quantized] = {}
 
@@ -261,9 +263,10 @@ class Search:
         top1 = next(each.top1 + each.against_keras.drop for each in self.tried if each.against_keras)
         scores = compared = None
         if self.tried[best].fits:
-            said = EvaluationSet(self.run, self._test, keep_bytes=0).predictions(
-                [self._readable(self.options[best], self._made[best])], label="test split"
-            )
+            option = self.options[best]
+            tflite = self.conversion(option).described(option.scheme, self._made[best])
+            photos = EvaluationSet(self.run, self._test, keep_bytes=0, forward=self._keras)
+            said = photos.predictions([tflite], label="test split")
             scores = score(said.labels, said.outputs[0])
             compared = compare(said.labels, said.keras, said.outputs[0])
         return Optimization(
@@ -288,11 +291,16 @@ class Search:
         option = self.options[index]
         self.conversion(option).write(option.scheme, self._made[index], Choices(option.ranges, option.float_layers))
 
+    def _keras(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What the Keras model says; the one that artifacts are made of, which is loaded when first needed."""
+        return self._forward(pixels)
+
+    @cached_property
+    def _forward(self) -> Forward:
+        return forward_of(self._conversions[0].model)
+
     def _make(self, option: Option) -> "Quantized":
         return self.conversion(option).make(option.scheme, Choices(option.ranges, option.float_layers))
-
-    def _readable(self, option: Option, made: "Quantized") -> bytes:
-        return self.conversion(option).described(option.scheme, made)
 
     def _measured(self, base: Candidate, option: Option, made: "Quantized") -> Candidate:
         from export.device.interpreter import Model
@@ -432,8 +440,16 @@ def named(candidate: Candidate) -> str:
     settings = dict(candidate.settings)
     layers = settings.pop("float_layers", "").split()
     words = [candidate.scheme, *(f"{len(layers)} in float" for _ in layers[:1])]
-    words += [value if name == "ranges" else f"{value} photos" for name, value in settings.items() if name != "qat"]
-    return ", ".join(words)
+    return ", ".join([*words, *(_worded(name, value) for name, value in settings.items())])
+
+
+def _worded(setting: str, value: str) -> str:
+    counted = {"calibration_images": "photo", "epochs": "epoch"}
+    if setting == "ranges":
+        return value
+    if setting in counted:
+        return f"{value} {counted[setting]}{'s' * (value != '1')}"
+    return f"{setting.replace('_', ' ')} {value}"
 
 
 def told(candidate: Candidate) -> str:

@@ -19,8 +19,10 @@ from edgetl.errors import ArtifactError, ConfigError
 from export import bridge, distillation, quantizable, schemes
 from export.distillation import Distilling, Photos, Record, Student, few, key_of
 from export.fake_quantization import Folded, measured_ranges, weights_of, wrapped
+from export.flatbuffer import operators
+from export.normalization import integer_form
 from export.quantizable import Plan, Range, lowered, pixel_range
-from export.quantize import check
+from export.quantize import Quantized, check
 from export.saved_model import frozen_saved_model, to_tflite
 
 quiet_tensorflow()
@@ -136,6 +138,36 @@ def to_int8(trained: Trained, io: Literal["uint8", "int8"] = "uint8") -> bytes:
         tflite = to_tflite(saved_model, configure)
     check(tflite, dataclasses.replace(schemes.get("qat_int8"), io=io), trained.scale, trained.offset)
     return tflite
+
+
+def quantized(
+    model: "keras.Model",
+    photos: Photos,
+    settings: QatSettings,
+    *,
+    preserve: Preserve = "",
+    calibration: Sequence[NDArray[np.uint8]] | None = None,
+    checkpoint: Path | None = None,
+) -> Quantized:
+    """Train a model that takes raw pixels, and convert it to integers only.
+
+    Args:
+        model: raw pixels in, probabilities out; stays as it is.
+        photos: as for `train`, like all that follows.
+        settings: epochs, rates.
+        preserve: what a compressed model must not lose.
+        calibration: raw pixels that the ranges of activations are measured on.
+        checkpoint: file that is written after each epoch.
+
+    Raises:
+        EdgetlError: what `train` and `to_int8` raise.
+    """
+    form, scale, offset = integer_form(model)
+    trained = train(
+        form, scale, offset, photos, settings, preserve=preserve, calibration=calibration, checkpoint=checkpoint
+    )
+    tflite = to_int8(trained)
+    return Quantized(tflite, operators(tflite))
 
 
 class _Training:

@@ -1,14 +1,20 @@
 """What flows inside a .tflite file: every tensor between its operators, on photos."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl import data
+from edgetl.console import progress
 from edgetl.errors import ArtifactError
 from export.device.runtime import find_runtime
 from export.flatbuffer import unpack
+
+Image = TypeVar("Image", bound=NDArray[Any])
+Found = TypeVar("Found")
 
 
 class Tensors:
@@ -66,3 +72,19 @@ def normalized(photos: Sequence[NDArray[np.uint8]], scale: float, offset: float)
     """Photos, uint8 [h, w, 3], as a float model takes them whose normalization was cut off: float32 [1, h, w, 3]."""
     for pixels in photos:
         yield pixels[None].astype(np.float32) * np.float32(scale) + np.float32(offset)
+
+
+def in_threads(title: str, of: Callable[[Sequence[Image]], Found], images: Sequence[Image]) -> list[Found]:
+    """Divide photos among threads, one per core.
+
+    Args:
+        title: of the progress line.
+        of: what is found on a part of the photos, with interpreters of its own: they are not for two threads at once.
+        images: at least one; they are dealt out in turn, each part in their order.
+
+    Returns:
+        What was found on each part.
+    """
+    workers = min(data.default_workers(), len(images))
+    with progress(title), ThreadPoolExecutor(workers) as threads:
+        return list(threads.map(of, [images[start::workers] for start in range(workers)]))

@@ -3,22 +3,18 @@
 A recipe derives its `Config` from `Experiment` and reads from top to bottom: these steps, and its own between them.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgetl import data, features, rundir
+from edgetl import data, features
 from edgetl.backbones import registry
 from edgetl.backbones.backbone import Backbone
-from edgetl.config import to_json
-from edgetl.console import log, progress, quiet_tensorflow
-from edgetl.errors import ConfigError, RunError, WeightsError
+from edgetl.console import progress, quiet_tensorflow
+from edgetl.errors import ConfigError, WeightsError
 from edgetl.inputs import ImageInput, InputSpec, ResizeRule
-from edgetl.metrics import Scores
-from edgetl.rundir import RunDir
 
 if TYPE_CHECKING:
     import keras
@@ -54,18 +50,6 @@ class Experiment:
     """Where features are stored for the next run. Default: $EDGETL_CACHE or ~/.cache/edgetl."""
     workers: int = field(default=0, metadata={"affects_result": False})
     """Threads that decode and run the backbone; 0 means one per core."""
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """What every `metrics.json` holds; a recipe may add its own."""
-
-    validation: Scores
-    test: Scores
-    head: str
-    """What was chosen on validation, in words."""
-    unreadable: tuple[str, ...]
-    """Ids of photos that could not be read, and are in no split."""
 
 
 def check_common(config: Experiment) -> None:
@@ -175,11 +159,6 @@ def extract(
     return table
 
 
-def hashes_of(table: features.Features) -> dict[str, str]:
-    """sha256 of every photo that was used, by id."""
-    return {example.id: sha256 for example, sha256 in zip(table.examples, table.sha256, strict=True)}
-
-
 def fit_linear_head(table: features.Features, splits: data.Splits) -> tuple["keras.Sequential", str]:
     """Fit logistic regression on the training split, its L2 strength chosen on the validation split.
 
@@ -194,66 +173,3 @@ def fit_linear_head(table: features.Features, splits: data.Splits) -> tuple["ker
     head = heads.build_head(TASK, probe.kernel.shape[0], len(train.class_names))
     head.layers[-1].set_weights([probe.kernel, probe.bias])
     return head, f"linear, L-BFGS, C={probe.inverse_l2:.3g}"
-
-
-def reopen(run: RunDir, examples: data.Examples, kind: type[Metrics] = Metrics) -> RunDir:
-    """Take a finished run as the result, if it is one of the photos that are there now.
-
-    Args:
-        run: the directory, with a manifest.
-        examples: the photos that are there.
-        kind: what the recipe's `metrics.json` holds.
-
-    Raises:
-        RunError: photos came or went since.
-    """
-    finished = rundir.open_run(run.path)
-    known = set(finished.photo_sha256) | set(rundir.read_json(kind, finished.path / rundir.METRICS).unreadable)
-    there = {example.id for example in examples}
-    if known != there:
-        raise RunError(
-            f"{run.path}: finished with other photos ({len(there - known)} came, {len(known - there)} went since). "
-            "Choose another --out"
-        )
-    log.info("%s: already finished with these settings", run.path)
-    return finished
-
-
-def save(
-    run: RunDir,
-    config: Experiment,
-    recipe: str,
-    spec: InputSpec,
-    model: "keras.Model",
-    table: features.Features,
-    splits: data.Splits,
-    metrics: Metrics,
-    extra: Mapping[str, bytes | str] | None = None,
-) -> None:
-    """Write every file of the run; the manifest, which makes it a finished one, comes last.
-
-    Args:
-        run: the directory, held for writing.
-        config: the settings.
-        recipe: its name.
-        spec: the input contract.
-        model: raw pixels -> outputs.
-        table: features of the photos that could be read, and hashes of these.
-        splits: of the same photos.
-        metrics: the recipe's figures.
-        extra: further results, file name -> content; the manifest vouches for them as well.
-    """
-    run.write(rundir.INPUTS, to_json(spec))
-    run.write(rundir.LABELS, "".join(f"{name}\n" for name in splits.train.class_names))
-    run.write(rundir.SPLITS, data.write_csv(splits, hashes_of(table)))
-    run.write_model(model)
-    run.write(rundir.METRICS, to_json(metrics))
-    for name, content in (extra or {}).items():
-        run.write(name, content)
-    run.finish(
-        recipe=recipe,
-        data=table.examples.location,
-        data_sha256=table.data_sha256,
-        seed=config.seed,
-        extra=tuple(extra or ()),
-    )

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgetl import data, features, rundir
+from edgetl import data, features, results, rundir
 from edgetl.config import checked, command
 from edgetl.errors import ConfigError
 from edgetl.metrics import Scores, score
+from edgetl.results import Metrics
 from edgetl.rundir import RunDir
 from recipes import experiment
-from recipes.experiment import TASK, Experiment, Metrics
+from recipes.experiment import TASK, Experiment
 
 if TYPE_CHECKING:
     import keras
@@ -63,7 +64,7 @@ def main(config: Config) -> RunDir:
     examples = experiment.load_examples(config)
     with rundir.writing(config.out, RECIPE, config) as run:
         if run.finished:
-            return experiment.reopen(run, examples)
+            return results.reopen(run, examples)
         from edgetl import heads
 
         backbone = experiment.build_backbone(config, row, spec)
@@ -71,7 +72,8 @@ def main(config: Config) -> RunDir:
         splits = experiment.divide(config, table.examples)
         head, chosen = fit_head(config, table, splits)
         model = heads.attach(backbone, head)
-        experiment.save(run, config, RECIPE, spec, model, table, splits, evaluate_head(head, table, splits, chosen))
+        metrics = evaluate_head(head, table, splits, chosen)
+        results.save(run, RECIPE, spec, model, table, splits, metrics, seed=config.seed)
     return rundir.open_run(run.path)
 
 

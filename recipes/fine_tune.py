@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgetl import data, features, phases, rundir
+from edgetl import data, features, phases, results, rundir
 from edgetl.backbones.backbone import Backbone
 from edgetl.config import checked, command
 from edgetl.console import Bar, log, progress
@@ -124,7 +124,7 @@ class Config(Experiment):
 
 
 @dataclass(frozen=True)
-class Metrics(experiment.Metrics):
+class Metrics(results.Metrics):
     """What `metrics.json` holds: the fine-tuned Keras model, and how it came about."""
 
     probe_validation: Scores
@@ -171,11 +171,11 @@ def main(config: Config) -> RunDir:
     examples = experiment.load_examples(config)
     with rundir.writing(config.out, RECIPE, config) as run:
         if run.finished:
-            return experiment.reopen(run, examples, Metrics)
+            return results.reopen(run, examples, Metrics)
         with prepare(config, examples, run) as ready:
             training = training_of(config, run, ready)
             # From here on the directory belongs to these settings: nothing above may write into it.
-            run.write(rundir.SPLITS, data.write_csv(ready.splits, experiment.hashes_of(ready.table)))
+            run.write(rundir.SPLITS, data.write_csv(ready.splits, results.hashes_of(ready.table)))
             history = training.run()
         save(config, run, ready, history)
     return rundir.open_run(run.path)
@@ -357,7 +357,7 @@ def refuse_other_photos(run: RunDir, table: features.Features) -> None:
     """
     if not (run.path / rundir.SPLITS).is_file():
         return
-    before, now = run.photo_sha256, experiment.hashes_of(table)
+    before, now = run.photo_sha256, results.hashes_of(table)
     for id in sorted(before.keys() ^ now.keys()) or sorted(id for id in now if now[id] != before[id]):
         what = "is gone" if id not in now else "is new" if id not in before else "has changed"
         raise RunError(
@@ -412,7 +412,9 @@ def save(config: Config, run: RunDir, ready: Prepared, history: "Sequence[Epoch]
     )
     curves = training_curves(history, title(config, ready))
     extra: dict[str, bytes | str] = {HISTORY: to_csv(history), CURVES: curves}
-    experiment.save(run, config, RECIPE, ready.spec, ready.model, ready.table, ready.splits, metrics, extra)
+    results.save(
+        run, RECIPE, ready.spec, ready.model, ready.table, ready.splits, metrics, seed=config.seed, extra=extra
+    )
     (run.path / CHECKPOINT).unlink(missing_ok=True)
 
 

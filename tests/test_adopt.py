@@ -13,13 +13,14 @@ from photos import make_photo_folder
 from edgetl import data, features
 from edgetl.console import quiet_tensorflow
 from edgetl.errors import ArtifactError, ConfigError, DatasetError, RunError
+from edgetl.features import forward_of
 from edgetl.inputs import ImageInput
 from edgetl.metrics import score
 from edgetl.rundir import METRICS, RunDir, open_run, read_json
 from export import adopt as module
 from export.adopt import Metrics, adopt, doubts
 from export.flattening import flattened
-from export.foreign import forward_of, load_model
+from export.foreign import load_model
 
 quiet_tensorflow()
 import keras  # noqa: E402

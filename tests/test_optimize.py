@@ -242,6 +242,28 @@ def test_nothing_fits_is_said_with_the_nearest_and_its_command() -> None:
     assert len(rows) == 3 and all("*" in row for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "settings", "words"),
+    [
+        ("float32", {}, "float32"),
+        ("int8", {"ranges": "min-max"}, "int8, min-max"),
+        ("int8", {"ranges": "mse", "calibration_images": "50"}, "int8, mse, 50 photos"),
+        ("mixed_int8", {"ranges": "mse", "float_layers": "a b"}, "mixed_int8, 2 in float, mse"),
+        ("qat_int8", {"epochs": "3", "learning_rate": "usual"}, "qat_int8, 3 epochs, learning rate usual"),
+        ("qat_int8", {"epochs": "1", "learning_rate": "0.001"}, "qat_int8, 1 epoch, learning rate 0.001"),
+    ],
+)
+def test_a_candidate_is_named_by_what_was_chosen(scheme: str, settings: dict[str, str], words: str) -> None:
+    assert optimize.named(Candidate(scheme, settings, "")) == words
+
+
+def test_a_trained_candidate_is_named_by_what_its_conversion_records(rig: Callable[..., Rig]) -> None:
+    found = rig(lambda option: 0 if option.scheme.trained else 60, epochs=5)
+    names = [optimize.named(each) for each in found.search.tried]
+    assert "qat_int8, 5 epochs, learning rate usual" in names
+    assert "int8, min-max" in names
+
+
 # --- a real run -----------------------------------------------------------------------------------------------------
 
 

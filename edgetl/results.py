@@ -1,0 +1,110 @@
+"""The end of every run: its files are written, or those of an earlier one are taken as the result."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgetl import rundir
+from edgetl.config import to_json
+from edgetl.console import log
+from edgetl.data import Examples, Splits, write_csv
+from edgetl.errors import RunError
+from edgetl.features import Features
+from edgetl.inputs import InputSpec
+from edgetl.metrics import Scores
+from edgetl.rundir import RunDir
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What every `metrics.json` holds; whoever makes the run may add its own."""
+
+    validation: Scores
+    test: Scores
+    head: str
+    """Where the head comes from, in words: what was chosen on validation, or which file."""
+    unreadable: tuple[str, ...]
+    """Ids of photos that could not be read, and are in no split."""
+
+
+def hashes_of(table: Features) -> dict[str, str]:
+    """sha256 of every photo that was used, by id."""
+    return {example.id: sha256 for example, sha256 in zip(table.examples, table.sha256, strict=True)}
+
+
+def reopen(
+    run: RunDir,
+    examples: Examples,
+    kind: type[Metrics] = Metrics,
+    *,
+    made: str = "finished",
+    advice: str = "Choose another --out",
+    told: str = "already finished with these settings",
+) -> RunDir:
+    """Take a finished run as the result, if it is one of the photos that are there now.
+
+    Args:
+        run: the directory, with a manifest.
+        examples: the photos that are there.
+        kind: what its `metrics.json` holds.
+        made: what was done with other photos, for the message.
+        advice: what to do then.
+        told: what the log says of a run that is taken.
+
+    Raises:
+        RunError: photos came or went since.
+    """
+    finished = rundir.open_run(run.path)
+    known = set(finished.photo_sha256) | set(rundir.read_json(kind, finished.path / rundir.METRICS).unreadable)
+    there = {example.id for example in examples}
+    if known != there:
+        raise RunError(
+            f"{run.path}: {made} with other photos ({len(there - known)} came, {len(known - there)} went since). "
+            f"{advice}"
+        )
+    log.info("%s: %s", run.path, told)
+    return finished
+
+
+def save(
+    run: RunDir,
+    recipe: str,
+    spec: InputSpec,
+    model: "keras.Model",
+    table: Features,
+    splits: Splits,
+    metrics: Metrics,
+    *,
+    seed: int,
+    extra: Mapping[str, bytes | str] | None = None,
+) -> None:
+    """Write every file of the run; the manifest, which makes it a finished one, comes last.
+
+    Args:
+        run: the directory, held for writing.
+        recipe: what made it.
+        spec: the input contract.
+        model: raw pixels -> outputs.
+        table: one row for each photo that could be read, with its hash.
+        splits: of the same photos.
+        metrics: its figures.
+        seed: of the split and of everything random.
+        extra: further results, file name -> content; the manifest vouches for them as well.
+    """
+    run.write(rundir.INPUTS, to_json(spec))
+    run.write(rundir.LABELS, "".join(f"{name}\n" for name in splits.train.class_names))
+    run.write(rundir.SPLITS, write_csv(splits, hashes_of(table)))
+    run.write_model(model)
+    run.write(rundir.METRICS, to_json(metrics))
+    for name, content in (extra or {}).items():
+        run.write(name, content)
+    run.finish(
+        recipe=recipe,
+        data=table.examples.location,
+        data_sha256=table.data_sha256,
+        seed=seed,
+        extra=tuple(extra or ()),
+    )
