@@ -68,25 +68,24 @@ PACKAGES = (
 RUNTIME = f"LiteRT.js {PACKAGES[0].version}"
 
 
-def unpack(folder: Path, packages: tuple[Package, ...] = PACKAGES) -> None:
-    """Write what the page needs of LiteRT.js, with its licence.
+def unpack(folder: Path) -> None:
+    """Write what the page needs of LiteRT.js, with its licence; fetch it if the cache lacks it.
 
     Args:
         folder: made here.
-        packages: where from; fetched if the cache lacks them.
 
     Raises:
         ArtifactError: npm is missing or fails, or delivers something else than what was pinned.
     """
-    contents = [_content(package) for package in packages]
+    contents = [_content(package) for package in PACKAGES]
     folder.mkdir()
-    for package, content in zip(packages, contents, strict=True):
+    for package, content in zip(PACKAGES, contents, strict=True):
         with tarfile.open(fileobj=BytesIO(content)) as archive:
             for member, name in package.files.items():
                 file = archive.extractfile(member)
                 assert file is not None, f"{package.tgz}: {member} is no file, though the hash is right"
                 (folder / name).write_bytes(file.read())
-    names = " and ".join(f"{package.name} {package.version}" for package in packages)
+    names = " and ".join(f"{package.name} {package.version}" for package in PACKAGES)
     notice = f"The JavaScript and WebAssembly files are unmodified parts of {names}.\nCopyright Google LLC.\n"
     # Their packages name this licence and come without its text, which is edgetl's own as well.
     (folder / "LICENSE").write_text(f"{notice}\n{distribution('edgetl').read_text('licenses/LICENSE')}")

@@ -27,13 +27,15 @@ from export.device.interpreter import Model
 
 pytestmark = pytest.mark.browser
 
-EXACT = ("float32", "float16", "int8", "int16x8", "mixed_int8")
-ROUNDED = {
-    # Activations are rounded to 8 bits in flight, so a last bit decides about a whole step: measured 9e-4, and 1.4e-3
-    # between two kernels of the interpreter itself.
-    "dynamic_int8": 5e-3,
-    # Unpacked weights are summed in another order: the last bit of a probability.
-    "int4_weights": 1e-6,
+EXACT = ("float32", "float16", "int8", "mixed_int8")
+NEAR = {
+    # Activations are rounded to 8 bits in flight, so a last bit decides about whole steps: measured 6e-3 on 32 photos,
+    # where two kernels of the interpreter itself are 7e-2 apart.
+    "dynamic_int8": 3e-2,
+    # Two steps of the 16-bit softmax, whose table is computed by each build; measured: one, on one photo of 16.
+    "int16x8": 2 / 2**15,
+    # Unpacked weights are summed in another order: measured 1.8e-6, and 1.1e-6 between kernels of the interpreter.
+    "int4_weights": 1e-5,
 }
 RULES = ("stretch", "crop", "pad")
 FRAME = (64, 96)  # other than square, so that swapped sides show
@@ -56,7 +58,7 @@ def chromium() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def artifacts(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Artifact, Path]]:
     """Every scheme that the page takes, and int8_io8: description and file."""
-    wanted = (*EXACT, *ROUNDED, "int8_io8")
+    wanted = (*EXACT, *NEAR, "int8_io8")
     missing = [name for name in wanted if not (run / "export" / f"{name}.tflite").is_file()]
     if missing:
         run = Path(shutil.copytree(run, tmp_path_factory.mktemp("browser") / "run"))
@@ -76,7 +78,7 @@ class Quiet(SimpleHTTPRequestHandler):
 def sites(artifacts: dict[str, tuple[Artifact, Path]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a folder with one page per scheme."""
     root = tmp_path_factory.mktemp("sites")
-    for scheme in (*EXACT, *ROUNDED):
+    for scheme in (*EXACT, *NEAR):
         (root / scheme).mkdir()
         browser.write(root / scheme, *artifacts[scheme])
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=root))
@@ -245,18 +247,19 @@ def test_scores_are_bit_equal_to_xnnpack(
     assert len(np.unique(expected)) > 4
 
 
-@pytest.mark.parametrize("scheme", ROUNDED)
-def test_scores_of_schemes_that_round_in_flight_are_near_xnnpack(
+@pytest.mark.parametrize("scheme", NEAR)
+def test_scores_of_other_schemes_are_near_xnnpack(
     context: Any, sites: str, artifacts: dict[str, tuple[Artifact, Path]], photos: np.ndarray, scheme: str
 ) -> None:
     expected = Model(artifacts[scheme][1]).predict_batch(photos[:8])
-    assert np.abs(scores_of(context, f"{sites}/{scheme}/", photos[:8]) - expected).max() <= ROUNDED[scheme]
+    assert np.abs(scores_of(context, f"{sites}/{scheme}/", photos[:8]) - expected).max() <= NEAR[scheme]
 
 
-@pytest.mark.parametrize(("scheme", "most"), [("int8", 0.0), ("float32", 1e-6)])  # without fused multiply-add
+@pytest.mark.parametrize(("scheme", "most"), [("int8", 0.0), ("float32", 1e-5)])
 def test_browser_without_relaxed_simd(
     context: Any, sites: str, artifacts: dict[str, tuple[Artifact, Path]], photos: np.ndarray, scheme: str, most: float
 ) -> None:
+    """Multiplication and addition are rounded one by one there: measured 1e-6 for floats."""
     expected = Model(artifacts[scheme][1]).predict_batch(photos[:8])
     found = scores_of(context, f"{sites}/{scheme}/", photos[:8], relaxed=False)
     assert np.abs(found - expected).max() <= most
@@ -303,7 +306,7 @@ def test_dropped_photos_show_their_labels(page: Any, run: Path, artifacts: dict[
         assert card.locator(".name").first.text_content() == opened.class_names[scores.argmax()]
         shown = card.locator(".value").first.text_content()
         assert float(shown.rstrip("%")) == pytest.approx(100 * scores.max(), abs=0.051)  # shown with one digit
-        assert card.locator(".latency").text_content().endswith(" ms")
+        assert card.locator(".latency").text_content().endswith(" ms to classify")
         seen.add(opened.class_names[scores.argmax()])
     assert len(seen) == 2
     assert "int8.tflite, 3.7 MB" in page.locator("footer").text_content()

@@ -7,6 +7,7 @@ import { prepare } from "./pixels.js";
 
 const SHOWN = 5; // labels per photo
 const REMEMBERED = 30; // latencies that the camera's median is of
+const UNVERIFIED = "not verified: that takes https or localhost";
 const $ = (id) => document.getElementById(id);
 const percent = new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 1 });
 
@@ -43,7 +44,7 @@ function showModel({ about, verified }) {
     Model: `${about.file}, ${(about.size_bytes / 1e6).toFixed(1)} MB`,
     Input: `${about.inputs.width} x ${about.inputs.height} pixels, ${about.input.type}, ${about.inputs.resize}`,
     Runtime: `${about.runtime}, WebAssembly on the CPU`,
-    Hash: `sha256 ${about.sha256.slice(0, 12)}, ${verified ? "verified" : "not verified: that takes https or localhost"}`,
+    Hash: `sha256 ${about.sha256.slice(0, 12)}, ${verified ? "verified" : UNVERIFIED}`,
     Licence: about.licence,
   };
   for (const [name, value] of Object.entries(facts)) {
@@ -68,7 +69,7 @@ async function showPhoto(classifier, file) {
     const { scores, ms } = await classifier.classify(pixels);
     const ranked = best(classifier.about, scores);
     showScores(card.querySelector(".scores"), ranked);
-    card.querySelector(".latency").textContent = `${ms.toFixed(1)} ms`;
+    card.querySelector(".latency").textContent = `${ms.toFixed(1)} ms to classify`;
     say(`${file.name}: ${ranked[0].name}, ${percent.format(ranked[0].score)}`);
   } catch (error) {
     const why = error instanceof PhotoError ? error.message : `can't be classified: ${error.message}`;
@@ -116,6 +117,7 @@ function median(values) {
 /** Classify one picture of the camera after the other until `running` says no. */
 async function watch(classifier, video, running) {
   const latencies = [];
+  let seen = "";
   const photo = drawn(video, video.videoWidth, video.videoHeight);
   while (running()) {
     await nextFrame(video);
@@ -125,8 +127,8 @@ async function watch(classifier, video, running) {
     if (latencies.length > REMEMBERED) latencies.shift();
     const ranked = best(classifier.about, scores);
     showScores($("live-scores"), ranked);
-    $("live-latency").textContent = `${median(latencies).toFixed(1)} ms, median of ${latencies.length}`;
-    say(`Camera: ${ranked[0].name}`); // read aloud when it changes, not with each picture
+    $("live-latency").textContent = `${median(latencies).toFixed(1)} ms to classify, median of ${latencies.length}`;
+    if (ranked[0].name !== seen) say(`Camera: ${(seen = ranked[0].name)}`); // read aloud as it changes
   }
 }
 
@@ -148,7 +150,10 @@ function useCamera(classifier) {
     button.disabled = true;
     try {
       $("live").hidden = false;
-      const close = (stop = await open($("video")));
+      const close = (stop = await open($("video"), () => {
+        end();
+        say("The camera is gone.");
+      }));
       button.textContent = "Stop camera";
       button.disabled = false;
       await watch(classifier, $("video"), () => stop === close);

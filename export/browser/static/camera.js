@@ -9,9 +9,11 @@ const REASONS = {
 };
 
 /** Show the camera in a <video>, the one that looks away from the user if there are two.
+ * @param {HTMLVideoElement} video
+ * @param {() => void} lost is called when the camera is pulled out or taken away
  * @returns {Promise<() => void>} stops it
  * @throws {CameraError} one sentence that says what to do */
-export async function open(video) {
+export async function open(video, lost) {
   if (!navigator.mediaDevices?.getUserMedia) {
     throw new CameraError("Browsers lend the camera only to pages on https or on localhost. Photos work here as well.");
   }
@@ -21,6 +23,7 @@ export async function open(video) {
   } catch (error) {
     throw new CameraError(REASONS[error.name] ?? `The camera can't be opened: ${error.message}`);
   }
+  for (const track of stream.getTracks()) track.addEventListener("ended", lost);
   video.srcObject = stream;
   await video.play();
   return () => {

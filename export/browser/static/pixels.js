@@ -1,5 +1,5 @@
-// A photo -> the pixels that the model takes, by the very rule of training: Pillow's BILINEAR in whole numbers, one pass
-// along the rows and one along the columns, each rounded to 8 bits; the turn of the camera comes last.
+// A photo -> the pixels that the model takes, by the very rule of training: Pillow's BILINEAR in whole numbers, one
+// pass along the rows and one along the columns, each rounded to 8 bits; the turn of the camera comes last.
 
 const BITS = 22; // of a weight's fraction, as in Pillow
 const STRIP = 1 << 20; // pixels read at once: a phone's canvas ends at 16 million, its photos don't
@@ -40,7 +40,7 @@ function roundedRatio(a, b) {
   return Math.floor((2 * a + b) / (2 * b));
 }
 
-/** Weights of one axis: output i is the sum over `counts[i]` inputs from `starts[i]` on, times weights[i * taps + ...]. */
+/** Weights of one axis: output i is the sum of `counts[i]` inputs from `starts[i]` on, times weights[i * taps ...]. */
 function filter(length, from, to, outputs) {
   from = Math.fround(from); // Pillow takes boxes in single precision
   const scale = Math.fround(Math.fround(to) - from) / outputs;
@@ -58,7 +58,7 @@ function filter(length, from, to, outputs) {
       row[k] = Math.max(0, 1 - Math.abs((k + first - centre + 0.5) * (1 / reach)));
       sum += row[k];
     }
-    for (let k = 0; k < count; k++) weights[i * taps + k] = Math.trunc(0.5 + (sum ? row[k] / sum : row[k]) * (1 << BITS));
+    for (let k = 0; k < count; k++) weights[i * taps + k] = Math.trunc(0.5 + (row[k] / sum) * (1 << BITS));
     starts[i] = first;
     counts[i] = count;
   }
@@ -75,7 +75,8 @@ function resized(photo, [left, top, right, bottom], [width, height]) {
     const step = Math.max(1, Math.floor(STRIP / photo.height));
     for (let x = 0; x < photo.width; x += step) {
       const count = Math.min(step, photo.width - x);
-      pass(photo.block(x, 0, count, photo.height), 4, count * 4, count, down, low.subarray(x * 3), 3, photo.width * 3);
+      const block = photo.block(x, 0, count, photo.height);
+      pass(block, 4, count * 4, count, down, low.subarray(x * 3), 3, photo.width * 3);
     }
     pass(low, photo.width * 3, 3, height, across, pixels, width * 3, 3);
     return pixels;
@@ -84,7 +85,8 @@ function resized(photo, [left, top, right, bottom], [width, height]) {
   const step = Math.max(1, Math.floor(STRIP / photo.width));
   for (let y = 0; y < photo.height; y += step) {
     const count = Math.min(step, photo.height - y);
-    pass(photo.block(0, y, photo.width, count), photo.width * 4, 4, count, across, narrow.subarray(y * width * 3), width * 3, 3);
+    const block = photo.block(0, y, photo.width, count);
+    pass(block, photo.width * 4, 4, count, across, narrow.subarray(y * width * 3), width * 3, 3);
   }
   pass(narrow, 3, width * 3, width, down, pixels, 3, width * 3);
   return pixels;
