@@ -77,7 +77,9 @@ class Scaling:
     def of(cls, values: NDArray[np.float32]) -> "Scaling":
         """Measure the columns of [n, d]."""
         std = values.std(axis=0, dtype=np.float64)
-        return cls(values.mean(axis=0, dtype=np.float64), np.hypot(std, np.median(std) or 1.0))
+        usual = float(np.median(std))
+        # Below a millionth of a millionth nothing varies, and a weight divided by it would leave float32.
+        return cls(values.mean(axis=0, dtype=np.float64), np.hypot(std, usual if usual > 1e-12 else 1.0))
 
     def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scale [n, d]."""

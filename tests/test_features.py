@@ -276,6 +276,12 @@ def test_a_folded_layer_equals_the_scaled_one(values: np.ndarray, seed: int) -> 
     np.testing.assert_allclose(values @ raw_kernel + raw_bias, exact, atol=1e-6 * size)
 
 
+def test_features_that_hardly_vary_keep_finite_weights() -> None:
+    scaling = Scaling.of(np.array([[0.0], [1.2e-38]], np.float32))
+    kernel, bias = scaling.fold(np.ones((1, 2)), np.zeros(2))
+    assert np.isfinite(kernel).all() and np.isfinite(bias).all()
+
+
 def test_dead_features_keep_finite_and_modest_weights() -> None:
     random = np.random.default_rng(0)
     values = random.normal(3, 2, (50, 5)).astype(np.float32)
