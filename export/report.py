@@ -124,8 +124,8 @@ def main(config: Config) -> Report:
     config = checked(config)
     run = open_run(config.run)
     artifacts = sorted(find_artifacts(run), key=lambda artifact: _order(artifact.scheme))
-    evaluation, scored = evaluation_of(run, artifacts)
     latencies = {artifact.scheme: latency_of(run, artifact) for artifact in artifacts}
+    evaluation, scored = evaluation_of(run, artifacts)
     timed = [latency for latency in latencies.values() if latency]
     told = [latency.circumstances for latency in timed]
     circumstances = {(str(each.device), each.threads, each.kernels) for each in told}

@@ -21,6 +21,7 @@ from export import report as export_report
 from export.artifacts import artifact_files
 from export.benchmark import Config
 from export.device.latency import LatencyReport
+from export.device.telemetry import Surroundings
 
 ROOT = Path(__file__).parent.parent
 
@@ -176,17 +177,33 @@ def test_our_medians_stand_between_two_of_theirs() -> None:
     each = latency.Comparison("x", ours_ms=(2.0, 4.0), theirs_ms=(1.0, 4.0, 1.0))
     assert each.ratios == (1.0, 2.0)
     assert each.ratio == 1.5
-    assert "more than 3 % apart" in latency.show((each,))
+    assert "more than 3 % apart" in latency.show(latency.Findings((each,), ()))
+
+
+def test_pairs_that_differ_count_only_where_neither_run_was_called_noisy(run: Path) -> None:
+    (made,) = benchmark.main(Config(run / "export/int8.tflite", runs=1, warmup=0))
+    calm = dataclasses.replace(made.surroundings, others=0.0)
+    busy = dataclasses.replace(made.surroundings, others=0.9)
+
+    def took(ms: float, around: Surroundings) -> LatencyReport:
+        return dataclasses.replace(made, runs_ms=(ms,), surroundings=around)
+
+    pairs = ((took(10, calm), took(11, busy)), (took(11, calm), took(10, calm)), (took(10, calm), took(10.2, calm)))
+    found = latency.Repetition("x", pairs)
+    assert found.gaps == pytest.approx((0.1, 0.1, 0.02))
+    assert found.quiet_gaps == pytest.approx((0.1, 0.02))
+    assert latency.show(latency.Findings((), (found,))).endswith("1 more than 5 % apart and not called noisy")
 
 
 def test_comparison_with_litert_benchmark_runs(run: Path) -> None:
     files = (run / "export/int8.tflite",)
-    (each,) = latency.main(latency.Config(files, rounds=1, runs=5, warmup=1))
-    assert each.path == "int8.tflite"
-    assert (len(each.ours_ms), len(each.theirs_ms)) == (1, 2)
+    found = latency.main(latency.Config(files, rounds=1, runs=5, seconds=0.01, warmup=1, pairs=1))
+    (each,), (again,) = found.comparisons, found.repetitions
+    assert each.path == again.path == "int8.tflite"
+    assert (len(each.ours_ms), len(each.theirs_ms), len(again.gaps)) == (1, 2, 1)
     with pytest.raises(ArtifactError, match="No such file"):
-        latency.our_median_ms(run / "none.tflite", latency.Config())
+        latency.our_report(run / "none.tflite", latency.Config())
     with pytest.raises(ArtifactError, match="litert-benchmark ended with status 1"):
         latency.their_median_ms(run / "none.tflite", latency.Config())
     with pytest.raises(ConfigError):
-        latency.main(dataclasses.replace(latency.Config(), rounds=0))
+        latency.main(dataclasses.replace(latency.Config(), runs=0))

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 RUNS = 200
 WARMUP = 20
 """What is usual: invocations that count, and those before them."""
-DRIFT = 0.05
-"""Medians of the first and second half may differ by this fraction."""
-SPREAD = 0.25
-"""The 10th to 90th percentile may span this fraction of the median."""
+REPEATABLE = 0.05
+"""Two runs in a row differ by at most this fraction, or one of them says that it was noisy."""
+DRIFT = REPEATABLE / 2
+"""Medians of the first and second half may differ by this fraction: two runs are twice as far apart as two halves."""
 OTHERS = 0.05
 """Others may take this share of all cores' time."""
 WARM = 0.05
@@ -87,9 +87,10 @@ class LatencyReport:
             drift = statistics.median(self.runs_ms[half:]) / statistics.median(self.runs_ms[:half]) - 1
             if abs(drift) > DRIFT:
                 reasons.append(f"second half {100 * drift:+.0f} %")
-        spread = (self.p90_ms - self.p10_ms) / self.median_ms
-        if spread > SPREAD:
-            reasons.append(f"p10 to p90 spans {100 * spread:.0f} % of the median")
+        # Where half of the invocations lie within REPEATABLE, another mixture of the same moments has no other median.
+        low, high = (self._percentile(percent) / self.median_ms - 1 for percent in (25, 75))
+        if max(-low, high) > REPEATABLE:
+            reasons.append(f"the middle half spans {100 * low:+.0f} to {100 * high:+.0f} % of the median")
         others = self.surroundings.others
         if others is not None and others > OTHERS:
             reasons.append(f"others took {100 * others:.0f} % of the processor")
