@@ -1,0 +1,89 @@
+"""Tiny artifacts as a run has them, file and description, for whatever goes from there to a device."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from edgetl.backbones.backbone import Normalization
+from edgetl.backbones.build import IMAGES, _normalize
+from edgetl.backbones.registry import CAFFE, IMAGENET_STATISTICS, MINUS_1_TO_1
+from edgetl.inputs import ImageInput
+from export import metadata, schemes
+from export.artifacts import Artifact
+from export.choices import Choices
+from export.flatbuffer import border, operators
+from export.quantize import Quantizer
+
+SIDE = 20
+NORMALIZATIONS = {"one scale": MINUS_1_TO_1, "per channel": IMAGENET_STATISTICS, "BGR": CAFFE}
+"""The last two leave a border around the photo in integer files: two CONCATENATION with constants."""
+CLASS_NAMES = ('tab"by', "lion's", "naïve ??/ \\n 100%")
+"""Three names that a C++ compiler could take for something else."""
+
+
+def pixels(n: int, seed: int = 0) -> np.ndarray:
+    """Random photos, each around a colour of its own, uint8 [n, SIDE, SIDE, 3]."""
+    random = np.random.default_rng(seed)
+    noisy = random.uniform(0, 255, (n, 1, 1, 3)) + random.normal(0, 40, (n, SIDE, SIDE, 3))
+    return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+def tiny_artifact(folder: Path, scheme: str, normalization: str = "one scale") -> tuple[Artifact, Path]:
+    """Convert a network of five layers as every model is converted, and write <scheme>.tflite.
+
+    Args:
+        folder: where to.
+        scheme: row of SCHEMES that needs no training; of mixed_int8 the first convolution stays in float.
+        normalization: row of NORMALIZATIONS.
+    """
+    return artifact(folder, scheme, _converted(scheme, normalization), ImageInput(SIDE, SIDE))
+
+
+def artifact(folder: Path, scheme: str, tflite: bytes, inputs: ImageInput) -> tuple[Artifact, Path]:
+    """Write any converted model of three classes with its description."""
+    about = metadata.Description("tiny", "Tiny.", CLASS_NAMES, inputs, scheme)
+    content = metadata.attach(tflite, about)
+    path = folder / f"{scheme}.tflite"
+    path.write_bytes(content)
+    source, _ = border(tflite)
+    described = Artifact(
+        scheme=scheme,
+        path=path.name,
+        sha256=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content),
+        inputs=inputs,
+        input_type=source.type.lower(),
+        input_scale=source.scale[0] if source.scale else 0.0,
+        input_zero_point=source.zero_point[0] if source.zero_point else 0,
+        class_names=CLASS_NAMES,
+        operators=len(operators(tflite)),
+        run_sha256="",
+        calibration=(),
+        settings={},
+        versions={},
+    )
+    return described, path
+
+
+@cache
+def _converted(scheme: str, normalization: str) -> bytes:
+    row = schemes.get(scheme)
+    choices = Choices(float_layers=("first",)) if row.mixed else Choices()
+    return _quantizer(NORMALIZATIONS[normalization]).quantize(row, choices).tflite
+
+
+@cache
+def _quantizer(normalization: Normalization) -> Quantizer:
+    keras.utils.set_random_seed(0)
+    images = keras.Input((SIDE, SIDE, 3), name=IMAGES)
+    x = _normalize(images, normalization)
+    # 1296 weights: the converter quantizes none of fewer than 1024 for dynamic_int8.
+    x = keras.layers.Conv2D(48, 3, 2, "same", activation="relu6", name="first")(x)
+    x = keras.layers.DepthwiseConv2D(3, padding="same", activation="relu6")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    wide = keras.initializers.RandomNormal(stddev=0.5)  # scores that differ from photo to photo
+    x = keras.layers.Dense(len(CLASS_NAMES), activation="softmax", kernel_initializer=wide)(x)
+    return Quantizer(keras.Model(images, x, name="tiny"), list(pixels(16, seed=1)))
