@@ -31,7 +31,7 @@ def test_integer_scores_choose_the_same_class(run: Path, photos: np.ndarray) -> 
     path = open_run(run).export_path / "int8.tflite"
     found, expected = scores(path, photos), Model(path).predict_batch(photos)
     assert found.dtype == np.uint8 and len(np.unique(expected.argmax(1))) > 1
-    # It computes in float between fake quantization, so scores are some steps of 1/256 off (found: up to 11), and a photo
+    # It computes in float between fake quantization: scores are some steps of 1/256 off (found: up to 11), and a photo
     # whose best two are nearer than both can move may change sides. Found: none of 64.
     best = np.sort(expected, axis=1)
     same = found.argmax(1) == expected.argmax(1)
