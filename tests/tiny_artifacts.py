@@ -31,15 +31,18 @@ def pixels(n: int, seed: int = 0) -> np.ndarray:
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
-def tiny_artifact(folder: Path, scheme: str, normalization: str = "one scale") -> tuple[Artifact, Path]:
+def tiny_artifact(
+    folder: Path, scheme: str, normalization: str = "one scale", *, dense: bool = True
+) -> tuple[Artifact, Path]:
     """Convert a network of five layers as every model is converted, and write <scheme>.tflite.
 
     Args:
         folder: where to.
         scheme: row of SCHEMES that needs no training; of mixed_int8 the first convolution stays in float.
         normalization: row of NORMALIZATIONS.
+        dense: whether scores come from a dense layer; else from a convolution of one pixel, which computes the same.
     """
-    return artifact(folder, scheme, _converted(scheme, normalization), ImageInput(SIDE, SIDE))
+    return artifact(folder, scheme, _converted(scheme, normalization, dense), ImageInput(SIDE, SIDE))
 
 
 def artifact(folder: Path, scheme: str, tflite: bytes, inputs: ImageInput) -> tuple[Artifact, Path]:
@@ -69,21 +72,26 @@ def artifact(folder: Path, scheme: str, tflite: bytes, inputs: ImageInput) -> tu
 
 
 @cache
-def _converted(scheme: str, normalization: str) -> bytes:
+def _converted(scheme: str, normalization: str, dense: bool) -> bytes:
     row = schemes.get(scheme)
     choices = Choices(float_layers=("first",)) if row.mixed else Choices()
-    return _quantizer(NORMALIZATIONS[normalization]).quantize(row, choices).tflite
+    return _quantizer(NORMALIZATIONS[normalization], dense).quantize(row, choices).tflite
 
 
 @cache
-def _quantizer(normalization: Normalization) -> Quantizer:
+def _quantizer(normalization: Normalization, dense: bool) -> Quantizer:
     keras.utils.set_random_seed(0)
     images = keras.Input((SIDE, SIDE, 3), name=IMAGES)
     x = _normalize(images, normalization)
     # 1296 weights: the converter quantizes none of fewer than 1024 for dynamic_int8.
     x = keras.layers.Conv2D(48, 3, 2, "same", activation="relu6", name="first")(x)
     x = keras.layers.DepthwiseConv2D(3, padding="same", activation="relu6")(x)
-    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.GlobalAveragePooling2D(keepdims=not dense)(x)
     wide = keras.initializers.RandomNormal(stddev=0.5)  # scores that differ from photo to photo
-    x = keras.layers.Dense(len(CLASS_NAMES), activation="softmax", kernel_initializer=wide)(x)
+    if dense:
+        x = keras.layers.Dense(len(CLASS_NAMES), kernel_initializer=wide, bias_initializer=wide)(x)
+    else:
+        x = keras.layers.Conv2D(len(CLASS_NAMES), 1, kernel_initializer=wide, bias_initializer=wide)(x)
+        x = keras.layers.Flatten()(x)
+    x = keras.layers.Softmax()(x)
     return Quantizer(keras.Model(images, x, name="tiny"), list(pixels(16, seed=1)))

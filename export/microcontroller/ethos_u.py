@@ -97,10 +97,10 @@ def write(
         ConfigError: Vela is not installed; an accelerator is none, or is named twice.
         ArtifactError: Vela does not take the model, or leaves operators to the CPU that may not be.
     """
-    vela = program()
     chosen = [_chosen(text) for text in accelerators]
     if len({accelerator for accelerator, _ in chosen}) < max(len(chosen), 1):
         raise ConfigError(f"accelerators {' '.join(accelerators) or 'none'}: name at least one, and each once")
+    vela = program()
     content = model.read_bytes()
     made = []
     with tempfile.TemporaryDirectory() as temporary, progress("vela", len(chosen)) as bar:

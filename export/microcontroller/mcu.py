@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 FRAMES = 2
 """Frames of noise that the model is run on; every weight and every operator takes part in one already."""
 FLOAT_TOLERANCE = 1e-5
-"""Largest difference of a score where operators compute in float32: libraries sum and exponentiate in another order.
-Where the scores themselves are integers, that can also tip one step. Integers throughout leave no room for any."""
+"""Largest difference of a score where operators compute in float32: libraries sum and exponentiate in another order."""
+STEPS = 4
+"""Of an integer score that libraries may differ by: tflite-micro's FULLY_CONNECTED rounds twice where the interpreter's
+rounds once, which tips about one value in a thousand by one step, and softmax makes two of it at most in what was seen;
+all other operators are equal bit by bit."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def write(folder: Path, artifact: Artifact, model: Path) -> McuReport:
         except ArtifactError as error:
             raise _refusal(artifact, content, version, error) from None
         found = invoke(flash, frames, reference, arena)
-        difference = _compare(found, frames, reference, exact=not any(operator.is_float for operator in graph))
+        difference = _compare(found, frames, reference)
     name = sources.identifier(artifact.scheme)
     texts = {
         f"{name}.h": _header(name, artifact, reference, arena),
@@ -165,12 +168,12 @@ def _refusal(artifact: Artifact, content: bytes, version: str, error: ArtifactEr
     return ArtifactError(f"{artifact.path}: {what}. Choose scheme int8, or where that is refused another backbone")
 
 
-def _compare(found: NDArray[np.float32], frames: "Pixels", reference: "Model", *, exact: bool) -> float:
-    """Largest difference to the reference kernels; refuse more than there may be."""
+def _compare(found: NDArray[np.float32], frames: "Pixels", reference: "Model") -> float:
+    """Largest difference to the reference kernels; refuse more than rounding explains."""
     with device_errors():
         expected = reference.predict_batch(frames)
     difference = float(np.abs(found - expected).max())
-    if not difference <= (0.0 if exact else FLOAT_TOLERANCE + reference.output.scale):
+    if not difference <= FLOAT_TOLERANCE + STEPS * reference.output.scale:
         raise ArtifactError(
             f"{reference.where}: tflite-micro's scores differ by up to {difference:.3g} from those of the reference "
             "kernels. Choose another scheme"
