@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from export.browser import litert_js
 if TYPE_CHECKING:
     from export.device.interpreter import Model
 
+STATIC = Path(__file__).with_name("static")
 DESCRIPTION = "model.json"
 INPUT_TYPES = ("float32", "uint8")
 """What LiteRT.js takes."""
@@ -70,8 +70,7 @@ def write(folder: Path, artifact: Artifact, model: Path) -> None:
     loaded = open_artifact(model)
     described = _described(artifact, loaded)
     litert_js.unpack(folder / "litert")
-    with as_file(files("export.browser") / "static") as static:
-        shutil.copytree(static, folder, dirs_exist_ok=True)
+    shutil.copytree(STATIC, folder, dirs_exist_ok=True)
     (folder / described.file).write_bytes(loaded.content)
     (folder / DESCRIPTION).write_text(to_json(described), encoding="utf-8")
 
