@@ -3,9 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+UV := $(BIN)/uv --no-config
 RUN := runs/demo
 
-.PHONY: demo test test-slow check format lock benchmarks families clean
+# Software that edgetl did not write and that reads what it writes. MediaPipe asks for another absl-py than
+# ai-edge-quantizer, so it has an environment of its own; so does an old board's Python 3.9.
+CLIENTS := .venv-clients
+OLD := .venv-old
+PROGRAMS := chromium sshd:openssh-server g++ npm
+
+.PHONY: demo test test-slow test-clients programs check format lock benchmarks families clean
 
 demo: $(READY)  ## photos -> trained, quantized, measured: one table
 	$(BIN)/python -m recipes.fine_tune --data elpv --backbone EfficientNetLite0 --augment symmetries --epochs 8 --out $(RUN)
@@ -19,6 +26,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+test-clients: $(READY) $(CLIENTS)/.installed $(OLD)/.installed programs  ## the file in other people's software, a browser, over ssh
+	$(CLIENTS)/bin/python -m pytest -m "clients or browser"
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -38,9 +48,15 @@ families: $(READY)  ## after a change that lets a backbone take a scheme, or no 
 lock:  ## after a change of dependencies in pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 \
 		--extra dev pyproject.toml --output-file requirements.lock
+	cp requirements.lock requirements-clients.lock
+	echo 'absl-py>=2.3' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
+		--python-version 3.11 --extra dev --extra mcu --extra ethos-u --override /dev/stdin pyproject.toml \
+		requirements-clients.in --output-file requirements-clients.lock
+	$(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.9 \
+		requirements-old.in --output-file requirements-old.lock
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(CLIENTS) $(OLD) build dist *.egg-info
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v[:2] <= (3, 13))' || \
@@ -49,3 +65,20 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+$(CLIENTS)/.installed: requirements-clients.lock $(READY)
+	$(UV) venv --quiet --clear --python $(BIN)/python $(CLIENTS)
+	$(UV) pip install --quiet --python $(CLIENTS) --no-deps --require-hashes -r requirements-clients.lock
+	$(UV) pip install --quiet --python $(CLIENTS) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(OLD)/.installed: requirements-old.lock $(READY)
+	@if PYENV_VERSION=3.9 $(UV) venv --quiet --clear --python 3.9 $(OLD); then \
+		$(UV) pip install --quiet --python $(OLD) --require-hashes -r requirements-old.lock; \
+	else echo "no Python 3.9 here: that old boards run the device program is not tested"; mkdir -p $(OLD); fi
+	@touch $@
+
+programs:
+	@missing=; for each in $(PROGRAMS); do command -v $${each%:*} >/dev/null || missing="$$missing $${each#*:}"; done; \
+	[ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; } || \
+		{ echo "test-clients needs:$$missing. Install them and try again"; exit 2; }

@@ -27,10 +27,10 @@ def forget() -> Iterator[None]:
 def absent(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     real = runtime.importlib.import_module
 
-    def find(name: str) -> ModuleType:
+    def find(name: str, *package: str) -> ModuleType:
         if name.split(".")[0] in names:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
-        return real(name)
+        return real(name, *package)
 
     monkeypatch.setattr(runtime.importlib, "import_module", find)
 
