@@ -1,15 +1,19 @@
 """How long a command takes to say what it can do, or that it was misspelt: `python -m benchmarks.startup`.
 
-Every command is started in a process of its own with `--help` and with a misspelt option, beside an empty Python.
+Every command is started in a process of its own with `--help` and with a misspelt option, beside an empty Python; so is
+`info` of the device program, where a bundle is named.
 """
 
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgetl.config import command
+from export.device.contents import PROGRAM
 from recipes.cli import COMMANDS
 
 
@@ -19,6 +23,8 @@ class Config:
 
     rounds: int = 7
     """How often each is started."""
+    bundle: Path | None = None
+    """A bundle, whose device program is started as well."""
 
 
 def main(config: Config) -> dict[str, list[float]]:
@@ -27,11 +33,15 @@ def main(config: Config) -> dict[str, list[float]]:
     for module, _ in COMMANDS.values():
         lines |= {f"{module} {option}": ["-m", module, option] for option in ("--help", "--hlep")}
     seconds: dict[str, list[float]] = {name: [] for name in lines}
-    for _ in range(config.rounds):
-        for name, arguments in lines.items():
-            start = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], capture_output=True, check=False)
-            seconds[name].append(time.perf_counter() - start)
+    with tempfile.TemporaryDirectory() as folder:
+        if config.bundle:
+            lines[f"{PROGRAM} info"] = [str(config.bundle / PROGRAM), "info", "--json", f"{folder}/info.json"]
+            seconds[f"{PROGRAM} info"] = []
+        for _ in range(config.rounds):
+            for name, arguments in lines.items():
+                start = time.perf_counter()
+                subprocess.run([sys.executable, *arguments], capture_output=True, check=False)
+                seconds[name].append(time.perf_counter() - start)
     return seconds
 
 

@@ -16,6 +16,8 @@ COMMANDS = {
     "layers": ("export.layers", "what int8 does to each layer"),
     "evaluate": ("export.evaluate", "score the artifacts on the test split"),
     "benchmark": ("export.benchmark", "time artifacts on this machine"),
+    "bundle": ("export.bundle", "everything a device needs, in one folder"),
+    "deploy": ("export.deploy", "run a bundle on a device, bring its figures back"),
     "report": ("export.report", "one table of everything measured"),
 }
 

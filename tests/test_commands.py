@@ -31,6 +31,8 @@ MODULES = {
     "layers": "export.layers",
     "evaluate": "export.evaluate",
     "benchmark": "export.benchmark",
+    "bundle": "export.bundle",
+    "deploy": "export.deploy",
     "report": "export.report",
     "backbones": "edgetl.backbones.__main__",
 }
