@@ -246,15 +246,12 @@ def _python(remote: Remote, config: Config, device: dict[str, Any], bundle: str)
 
 
 def _make_venv(remote: Remote, venv: str, index: list[str], probe: list[str], machine: str) -> None:
-    for requirements in REQUIREMENTS:
-        pip = ["--disable-pip-version-check", "--retries", "1", "--only-binary", ":all:", *index, *requirements]
-        with progress(f"install {requirements[0]} on {remote.link.name}"):
-            done = remote.ask("make_venv", folder=venv, pip=pip, probe=probe)
-        if done["status"] == 0:
-            return
-        cut_off = any(sign in done["output"] for sign in NO_INDEX)
-        if cut_off or done["step"] != "pip" or "No matching distribution" not in done["output"]:
-            break
+    pip = ["--disable-pip-version-check", "--retries", "1", "--only-binary", ":all:", *index]
+    with progress(f"install packages on {remote.link.name}"):
+        done = remote.ask("make_venv", folder=venv, pip=pip, choices=REQUIREMENTS, probe=probe)
+    if done["status"] == 0:
+        return
+    cut_off = any(sign in done["output"] for sign in NO_INDEX)
     lines = [line.strip() for line in done["output"].splitlines() if line.strip()] or ["it printed nothing"]
     last = [line for line in lines if line.startswith("ERROR:")][-1:] or lines[-1:]
     version = ".".join(map(str, remote.python))

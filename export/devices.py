@@ -1,7 +1,7 @@
 """What devices found out about a run's artifacts: RUN/devices/<name>/<scheme>/*.json, and one table of it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ REPORTS: dict[str, type[Any]] = {
     "android": AndroidReport,
 }
 TITLES = (
-    "threads",
     "top-1\n%",
     "host's\n%",
     "same\nclass %",
     "largest\ndifference",
     "check\n",
+    "threads\n",
     "ms\nmedian",
     "ms\np90",
     "ms\nmean",
@@ -210,8 +210,13 @@ def android_row(name: str, report: AndroidReport) -> DeviceRow:
     )
 
 
-def shown(rows: Sequence[DeviceRow]) -> list[str]:
-    """A table with a line per number of threads, and what to know with it."""
+def shown(rows: Sequence[DeviceRow], here: Mapping[str, DeviceLatency] | None = None) -> list[str]:
+    """A table with a line per number of threads, and what to know with it.
+
+    Args:
+        rows: what devices found out.
+        here: scheme -> latency on this machine, to compare with.
+    """
     from rich import box
     from rich.table import Table
 
@@ -220,31 +225,27 @@ def shown(rows: Sequence[DeviceRow]) -> list[str]:
     table.add_column("scheme", no_wrap=True)
     for title in TITLES:
         table.add_column(title, justify="right", no_wrap=True)
-    for row in rows:
-        for number, latency in enumerate(row.latencies):
-            table.add_row(*_checked(row, number == 0, latency.threads), *_timed(latency))
+    nothing = ("-",) * 5
+    for scheme in dict.fromkeys(row.scheme for row in rows):
+        if here and scheme in here:
+            table.add_row("(this machine)", scheme, *nothing, *_timed(here[scheme]))
+        for row in (row for row in rows if row.scheme == scheme):
+            checked = nothing if row.passed is None else _checked(row)
+            for latency in row.latencies:
+                table.add_row(row.name, scheme, *checked, *_timed(latency))
     return [*table_lines(table, 121), *(line for row in rows for line in _remarks(row))]
 
 
-def _checked(row: DeviceRow, first: bool, threads: int) -> list[str]:
-    if not first:
-        return ["", "", str(threads), "", "", "", "", ""]
-    if row.passed is None:
-        return [row.name, row.scheme, str(threads), "-", "-", "-", "-", "-"]
-    return [
-        row.name,
-        row.scheme,
-        str(threads),
-        *(f"{100 * (share or 0):.2f}" for share in (row.top1, row.host_top1, row.agreement)),
-        f"{row.max_difference:.6f}",
-        "PASSED" if row.passed else "FAILED",
-    ]
+def _checked(row: DeviceRow) -> tuple[str, ...]:
+    shares = (row.top1, row.host_top1, row.agreement)
+    verdict = "PASSED" if row.passed else "FAILED"
+    return (*(f"{100 * (share or 0):.2f}" for share in shares), f"{row.max_difference:.6f}", verdict)
 
 
 def _timed(latency: DeviceLatency) -> list[str]:
     times = (latency.median_ms, latency.p90_ms, latency.mean_ms)
     peak = "-" if latency.peak_bytes is None else f"{latency.peak_bytes / 1e6:.0f}"
-    return [*("-" if time is None else f"{time:.2f}" for time in times), peak]
+    return [str(latency.threads), *("-" if time is None else f"{time:.2f}" for time in times), peak]
 
 
 def _remarks(row: DeviceRow) -> list[str]:

@@ -41,7 +41,7 @@ REASONS = (
     (
         "REMOTE HOST IDENTIFICATION HAS CHANGED",
         "its host key is not the one known here. Only if you know why: "
-        "ssh-keygen -R {key}, then ssh to it once by hand and compare the fingerprint",
+        "delete {line}, then ssh to it once by hand and compare the fingerprint",
     ),
     (
         "Host key verification failed",
@@ -210,7 +210,7 @@ class Remote:
     def _unreachable(self) -> RemoteError:
         """Say why ssh ended before Python there said a word."""
         status, said = self._ended()
-        last = said[-1] if said else f"ended with status {status}"
+        last = said[-1].removeprefix("ssh: ") if said else f"ended with status {status}"
         if status in (126, 127):
             return RemoteError(
                 f"{self.link.host}: no Python there as {self.link.python} ({last}). Install python3, or name it with "
@@ -222,12 +222,10 @@ class Remote:
             )
         for pattern, meaning in REASONS:
             if re.search(pattern, "\n".join(said)):
-                return RemoteError(f"{self.link.host}: {meaning.format(key=self._key())} (ssh: {last})")
+                known = re.search(r"Offending \S+ key in (.+:\d+)", "\n".join(said))
+                meaning = meaning.format(line=known[1] if known else "it from known_hosts")
+                return RemoteError(f"{self.link.host}: {meaning} (ssh: {last})")
         return RemoteError(f"{self.link.host}: no connection (ssh: {last}). Try ssh by hand")
-
-    def _key(self) -> str:
-        """What the host is called in known_hosts."""
-        return shlex.quote(f"[{self.link.name}]:{self.link.port}" if self.link.port else self.link.name)
 
     def _ended(self) -> tuple[int, list[str]]:
         """Wait for ssh; tell its exit status and what it said."""

@@ -120,26 +120,27 @@ def run(arguments: list[str], folder: str, report: str = "") -> dict[str, Any]:
     return {"status": child.returncode, "output": output.decode(errors="replace"), "report": text}
 
 
-def make_venv(folder: str, pip: list[str], probe: list[str]) -> dict[str, Any]:
+def make_venv(folder: str, pip: list[str], choices: list[list[str]], probe: list[str]) -> dict[str, Any]:
     """Make a virtual environment that gets its name when everything in it works.
 
     Args:
         folder: where.
         pip: arguments of `pip install`.
+        choices: requirements; the first ones that there are packages of are taken.
         probe: arguments that its Python must end with status 0 for.
     """
-    path = Path(folder)
     done: dict[str, Any] = {}
-    with contextlib.suppress(_AbandonedError), _replacing(path) as part:
+
+    def step(name: str, *arguments: str) -> bool:
+        done.update(step=name, **run(list(arguments), str(Path(folder).parent)))
+        return not done["status"]
+
+    with contextlib.suppress(_AbandonedError), _replacing(Path(folder)) as part:
         python = str(part / "bin" / "python")
-        for step, arguments in (
-            ("venv", [sys.executable, "-m", "venv", str(part)]),
-            ("pip", [python, "-m", "pip", "install", *pip]),
-            ("probe", [python, *probe]),
-        ):
-            done = {"step": step, **run(arguments, str(path.parent))}
-            if done["status"]:
-                raise _AbandonedError
+        made = step("venv", sys.executable, "-m", "venv", str(part))
+        made = made and any(step("pip", python, "-m", "pip", "install", *pip, *choice) for choice in choices)
+        if not made or not step("probe", python, *probe):
+            raise _AbandonedError
     return done
 
 
@@ -221,11 +222,13 @@ def _stop(*_: object) -> None:
 
 def serve() -> None:
     """Do what standard input asks for until it ends, or until something goes wrong."""
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, _stop)
     with contextlib.suppress(HostGoneError, BrokenPipeError):
-        while select.select([sys.stdin], [], [], IDLE_SECONDS)[0]:
+        while True:
+            signal.alarm(IDLE_SECONDS)
             line = sys.stdin.buffer.readline()
+            signal.alarm(0)
             if not line:
                 return
             request = json.loads(line)

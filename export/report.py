@@ -14,6 +14,7 @@ from edgetl.errors import ArtifactError
 from edgetl.rundir import METRICS, RunDir, open_run, read_json, write_atomic
 from export.artifacts import Artifact, find_artifacts, gzip_size_bytes
 from export.device.latency import LatencyReport
+from export.devices import DeviceLatency, DeviceRow, device_rows, shown
 from export.evaluate import ArtifactScores, evaluation_of
 from export.schemes import COMPRESSIONS, SCHEMES
 
@@ -111,7 +112,9 @@ class Report:
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
     """What the recipe says of the training, such as whether it overfitted, and what to know of the artifacts."""
-    schema_version: int = 2
+    devices: tuple[DeviceRow, ...] = ()
+    """What devices found out about the artifacts (`export.deploy`)."""
+    schema_version: int = 3
 
 
 def main(config: Config) -> Report:
@@ -152,6 +155,7 @@ def main(config: Config) -> Report:
         artifacts=tuple(_row(run, a, scored[a.scheme], latencies[a.scheme]) for a in artifacts),
         versions=evaluation.versions,
         notes=_notes(run, artifacts),
+        devices=device_rows(run, artifacts),
     )
     write_atomic(run.path / REPORT, to_json(report))
     return report
@@ -230,6 +234,7 @@ def show(report: Report) -> str:
         "drop: points of top-1 lost against Keras; its interval is from the photos that only one of the two gets right",
         *filter(None, (_uneven(row, report.class_samples) for row in report.artifacts)),
         _circumstances(report),
+        *_devices(report),
         *report.notes,
         f"files: {report.run}/export/<scheme>.tflite; figures: {report.run}/{REPORT}",
     ]
@@ -258,6 +263,16 @@ def _table(rows: Sequence[ReportRow]) -> list[str]:
             *(_ms(time) for time in (row.latency_ms_median, row.latency_ms_p90)),
         )
     return table_lines(table, 121)  # the last one is the table's margin
+
+
+def _devices(report: Report) -> list[str]:
+    """This machine and the devices, side by side."""
+    here = {
+        row.scheme: DeviceLatency(report.threads, row.latency_ms_median, row.latency_ms_p90, None, None, "")
+        for row in report.artifacts
+        if row.latency_ms_median is not None
+    }
+    return shown(report.devices, here) if report.devices else []
 
 
 def _ms(time: float | None) -> str:

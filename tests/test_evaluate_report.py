@@ -112,7 +112,7 @@ def test_report_round_trips_and_names_circumstances(finished_run: RunDir) -> Non
     found = from_json(Report, text)
     assert to_json(found) == text
     assert [row.scheme for row in found.artifacts] == [name for name in SCHEMES if name in schemes_of(finished_run)]
-    assert (found.schema_version, len(found.artifacts)) == (2, len(schemes_of(finished_run)))
+    assert (found.schema_version, len(found.artifacts)) == (3, len(schemes_of(finished_run)))
     assert (found.threads, found.kernels, found.recipe) == (1, "xnnpack", "feature_extraction")
     assert "core(s)" in found.device and found.versions["ai-edge-litert"]
     assert found.notes == (), "this recipe leaves none"
