@@ -71,7 +71,7 @@ class Config:
     target: tuple[Target, ...] = ()
     """`mcu` adds C sources for TensorFlow Lite Micro, `ethos-u` models compiled for Arm's NPUs."""
     accelerators: tuple[str, ...] = ethos_u.ACCELERATORS
-    """Ethos-U configurations, by Vela's names."""
+    """Ethos-U configurations, by Vela's names; append :SYSTEM_CONFIG and :MEMORY_MODE to name your chip's."""
     allow_cpu: bool = False
     """Accept operators that an Ethos-U leaves to the CPU."""
     web: bool = True

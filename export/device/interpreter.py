@@ -297,7 +297,9 @@ def _one_line_errors(where: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        raise DeviceError(f"{where}: the interpreter refuses it: {_flat(error)}. Convert or copy it again") from error
+        raise DeviceError(
+            f"{where}: the interpreter refuses it: {_flat(error)}. Copy it again, or take a newer one or int8"
+        ) from error
 
 
 def _flat(error: BaseException) -> str:
