@@ -246,7 +246,7 @@ def _python(remote: Remote, config: Config, device: dict[str, Any], bundle: str)
 
 
 def _make_venv(remote: Remote, venv: str, index: list[str], probe: list[str], machine: str) -> None:
-    pip = ["--disable-pip-version-check", "--retries", "1", "--only-binary", ":all:", *index]
+    pip = ["--disable-pip-version-check", "--no-cache-dir", "--retries", "1", "--only-binary", ":all:", *index]
     with progress(f"install packages on {remote.link.name}"):
         done = remote.ask("make_venv", folder=venv, pip=pip, choices=REQUIREMENTS, probe=probe)
     if done["status"] == 0:

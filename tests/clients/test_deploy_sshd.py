@@ -213,9 +213,20 @@ def test_no_wheels_that_fit_is_one_line_and_leaves_no_environment(server: Server
     (wheels / "other-1.0-py3-none-any.whl").write_bytes(b"")
     base = str(Path(sys.base_prefix) / "bin" / "python3")
     line = refused(command(server, there, root, "--wheels", str(wheels), python=base))
-    assert "pip failed there: ERROR: No matching distribution found for" in line and "--wheels" in line
+    # The second and last choice; the first one was not there either.
+    assert "pip failed there: ERROR: No matching distribution found for tflite-runtime" in line and "--wheels" in line
     assert not list(root.glob("venv-*"))
     nothing_left(server, root)
+
+
+def test_device_without_internet_is_told_the_way_out(server: Server, there: Path, tmp_path: Path) -> None:
+    base = Path(sys.base_prefix) / "bin" / "python3"
+    offline = tmp_path / "offline"
+    offline.write_text(f'#!/bin/sh\nPIP_INDEX_URL=http://127.0.0.1:1/ exec {base} "$@"\n')
+    offline.chmod(0o755)
+    line = refused(command(server, there, tmp_path / "device", python=str(offline)))
+    assert "no way to the package index: download wheels of ai-edge-litert, numpy, pillow for Python 3." in line
+    nothing_left(server, tmp_path / "device")
 
 
 def test_failed_check_is_reported_and_brought_back(server: Server, there: Path, tmp_path: Path) -> None:
