@@ -169,8 +169,7 @@ def _over_ssh(remote: Remote, config: Config, folder: Path, bundle: Bundle) -> d
     """
     device = remote.ask("look", root=config.remote_dir)
     contents = needed(folder, bundle)
-    hashed = hashlib.sha256(contents[0].sha256.encode()).hexdigest()[:12]
-    there = f"{device['root']}/{config.scheme}-{hashed}"
+    there = f"{device['root']}/{config.scheme}-{contents[0].sha256[:12]}"
     _copy(remote, there, contents, device["free_bytes"], "bundle")
     python, venv = _python(remote, config, device, there)
     reports = {}
@@ -183,6 +182,10 @@ def _over_ssh(remote: Remote, config: Config, folder: Path, bundle: Bundle) -> d
     if config.clean:
         remote.ask("remove", folders=[there, *([venv] if venv else [])])
     return reports
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def needed(folder: Path, bundle: Bundle) -> list[Content]:
@@ -215,8 +218,8 @@ def _python(remote: Remote, config: Config, device: dict[str, Any], bundle: str)
     """
     probe = ["-c", PROBE, f"{bundle}/{PROGRAM}"]
     wheels = _wheels(config)
-    key = to_json((REQUIREMENTS, remote.python, device["machine"], listed(wheels)))
-    venv = f"{device['root']}/venv-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    key = _short_hash(to_json((REQUIREMENTS, remote.python, device["machine"], listed(wheels))))
+    venv, store = f"{device['root']}/venv-{key}", f"{device['root']}/wheels-{key}"
     for python, where in (
         (device["executable"], "of its own"),
         (f"{venv}/bin/python", "in the environment made before"),
@@ -235,20 +238,19 @@ def _python(remote: Remote, config: Config, device: dict[str, Any], bundle: str)
             f"{remote.link.host}: {device['free_bytes'] / 1e6:.0f} MB free, a virtual environment takes "
             f"{VENV_BYTES / 1e6:.0f}. Free some space there, or choose another --remote-dir"
         )
-    index = []
     if wheels:
-        _copy(remote, f"{device['root']}/wheels", wheels, device["free_bytes"] - VENV_BYTES, "wheels")
-        index = ["--no-index", "--find-links", f"{device['root']}/wheels"]
-    _make_venv(remote, venv, index, probe, device["machine"])
-    if wheels:
-        remote.ask("remove", folders=[f"{device['root']}/wheels"])
+        _copy(remote, store, wheels, device["free_bytes"] - VENV_BYTES, "wheels")
+    _make_venv(remote, venv, store if wheels else "", probe, device["machine"])
     return f"{venv}/bin/python", venv
 
 
-def _make_venv(remote: Remote, venv: str, index: list[str], probe: list[str], machine: str) -> None:
+def _make_venv(remote: Remote, venv: str, wheels: str, probe: list[str], machine: str) -> None:
+    index = ["--no-index", "--find-links", wheels] if wheels else []
     pip = ["--disable-pip-version-check", "--no-cache-dir", "--retries", "1", "--only-binary", ":all:", *index]
     with progress(f"install packages on {remote.link.name}"):
         done = remote.ask("make_venv", folder=venv, pip=pip, choices=REQUIREMENTS, probe=probe)
+    if wheels:
+        remote.ask("remove", folders=[wheels])
     if done["status"] == 0:
         return
     cut_off = any(sign in done["output"] for sign in NO_INDEX)

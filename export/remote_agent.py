@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import select
 import shutil
 import signal
@@ -26,6 +27,8 @@ IDLE_SECONDS = 120
 """A host that asks for nothing for this long is gone, whatever the network believes."""
 PATIENCE_SECONDS = 3
 """What is told to end has this long to do it."""
+PART = re.compile(r"\..+-[0-9a-f]{12}\.(\d+)\.part")
+"""What is not whole yet, and the process that is making it. The folder may be the user's: nothing else is touched."""
 KEPT = 200_000
 """Bytes of a program's output that are worth keeping: the last ones."""
 
@@ -42,7 +45,8 @@ def look(root: str) -> dict[str, Any]:
     """
     folder = _absolute(root)
     for left in folder.glob(".*.part"):
-        if not _alive(left.name.split(".")[-2]):
+        ours = PART.fullmatch(left.name)
+        if ours and not _alive(int(ours[1])):
             shutil.rmtree(left, ignore_errors=True)
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return {
@@ -206,10 +210,10 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _alive(process: str) -> bool:
+def _alive(process: int) -> bool:
     try:
-        os.kill(int(process), 0)
-    except (ValueError, ProcessLookupError):
+        os.kill(process, 0)
+    except (OverflowError, ProcessLookupError):
         return False
     except PermissionError:
         return True

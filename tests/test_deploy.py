@@ -237,6 +237,17 @@ def test_agent_runs_on_old_pythons_and_keeps_to_its_folder(programs: Path, tmp_p
     assert not list((tmp_path / "device").iterdir())
 
 
+def test_agent_sweeps_its_own_leftovers_only(tmp_path: Path, programs: Path) -> None:
+    install(programs, "ssh", THIS_MACHINE)
+    home = tmp_path / "home"
+    names = (".int8-0123456789ab.999999999.part", f".int8-0123456789ab.{os.getpid()}.part", ".movie.part", ".x.1.part")
+    for name in names:
+        (home / name).mkdir(parents=True)
+    with remote.connected(Link("board", python=sys.executable)) as device:
+        device.ask("look", root=str(home))
+    assert {path.name for path in home.iterdir()} == set(names[1:])  # the second one's process is alive
+
+
 def test_agent_ends_with_its_host_and_takes_what_it_started_along(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", remote.BOOTSTRAP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path
