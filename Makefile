@@ -10,7 +10,7 @@ RUN := runs/demo
 # ai-edge-quantizer, so it has an environment of its own; so does an old board's Python 3.9.
 CLIENTS := .venv-clients
 OLD := .venv-old
-PROGRAMS := chromium sshd:openssh-server g++ npm
+PROGRAMS := chromium sshd:openssh-server ssh:openssh-client adb g++ npm ps:procps
 
 .PHONY: demo test test-slow test-clients programs check format lock benchmarks families clean
 
