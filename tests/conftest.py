@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ _HOME = tempfile.mkdtemp(prefix="edgetl-tests-")
 # At import, before a test module imports Keras, which reads and writes its home then.
 os.environ["EDGETL_CACHE"] = f"{_HOME}/edgetl"
 os.environ["KERAS_HOME"] = f"{_HOME}/keras"
+# Children inherit an ignored signal: whoever starts the suite in the background would see Ctrl-C do nothing in them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 _real_connect = socket.socket.connect
 _attempts: list[str] = []
 

@@ -226,10 +226,13 @@ def test_sample_can_not_point_out_of_the_bundle(own: Path) -> None:
 def test_ctrl_c_ends_in_one_line(shipped: Path, tmp_path: Path) -> None:
     line = [sys.executable, str(shipped / "edgetl-device.pyz"), "benchmark", "--runs", "100000000"]
     line += ["--json", str(tmp_path / "b.json")]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(2)
+        process.send_signal(signal.SIGINT)
+        try:
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 130, (out, err)
     assert "interrupted" in err.splitlines()[-1]
     assert "Traceback" not in err
