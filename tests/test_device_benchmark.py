@@ -13,6 +13,7 @@ import pytest
 from tiny_tflite import mean
 
 from edgetl.config import from_json, to_json
+from edgetl.errors import ConfigError
 from export.device import benchmark
 from export.device.benchmark import BenchmarkReport, default_threads, shown
 from export.device.cli import main
@@ -47,6 +48,7 @@ def report(
             size_bytes=1_234_567,
             threads=threads,
             kernels="xnnpack",
+            kernels_used="xnnpack",
             runtime="ai-edge-litert 2.3.0",
             device=Host("a board", 2, "Linux 6 aarch64", "3.9.2"),
             versions={"python": "3.9.2", "numpy": "1.26.4"},
@@ -250,3 +252,21 @@ def test_another_file_than_the_bundle_says(bundle: Path, capsys: pytest.CaptureF
     (bundle / "int8.tflite").write_bytes(mean("uint8")[:-50])
     assert main(["benchmark", "--bundle", str(bundle)]) == 2
     assert "expected sha256" in capsys.readouterr().err
+
+
+def test_memory_is_told_of_the_first_alone(tmp_path: Path) -> None:
+    # The second interpreter's peak would hold the first one, too.
+    path = tmp_path / "mean.tflite"
+    path.write_bytes(mean("uint8"))
+    first, second = measure([Subject(path), Subject(path, 2)], warmup=0, runs=1)
+    assert first.memory.peak_bytes
+    assert second.memory == Memory(None, None)
+
+
+def test_a_report_without_measurements_is_refused() -> None:
+    with pytest.raises(ValueError, match="runs_ms is empty"):
+        report(runs_ms=())
+    text = to_json(report(runs_ms=(1.0,)))
+    empty = re.sub(r'"runs_ms": \[[^]]*\]', '"runs_ms": []', text)
+    with pytest.raises(ConfigError):
+        from_json(LatencyReport, empty)

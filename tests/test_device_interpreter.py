@@ -1,11 +1,13 @@
 """The wrapper gives what a hand-written interpreter loop gives, and refuses what does not keep the contract."""
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,8 @@ from export.artifacts import open_artifact, open_pool
 from export.device import interpreter
 from export.device.errors import DeviceError
 from export.device.interpreter import RESOLVERS, Kernels, Model, Pool
-from export.device.runtime import Runtime
+from export.device.outcome import circumstances, shown_circumstances
+from export.device.runtime import Runtime, find_runtime
 
 ROOT = Path(__file__).parent.parent
 BY_HAND = {
@@ -326,3 +329,20 @@ def test_pool_runs_as_many_at_once_as_it_has_interpreters(monkeypatch: pytest.Mo
     pool = Pool(tiny(), 2)
     with ThreadPoolExecutor(2) as threads:
         assert len(list(threads.map(pool.run, [pixels(1), pixels(1)]))) == 2
+
+
+def test_kernels_used_are_told() -> None:
+    assert Model(tiny("uint8")).kernels_used == "xnnpack"
+    assert Model(tiny("uint8"), kernels="builtin").kernels_used == "builtin"
+    assert Model(tiny("uint8"), kernels="reference").kernels_used == "reference"
+
+
+def test_kernels_that_take_nothing_are_not_said_to_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in tflite-runtime 2.14, whose XNNPACK leaves integers alone.
+    runtime = find_runtime()
+    builtin = SimpleNamespace(AUTO=runtime.resolvers.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+    monkeypatch.setattr(interpreter, "find_runtime", lambda: dataclasses.replace(runtime, resolvers=builtin))
+    found = Model(tiny("uint8"))
+    assert (found.kernels, found.kernels_used) == ("xnnpack", "builtin")
+    text = shown_circumstances(circumstances(found))
+    assert "builtin kernels (xnnpack takes none of its operators here)" in text

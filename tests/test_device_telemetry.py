@@ -191,6 +191,11 @@ def test_a_counter_that_goes_backwards(tmp_path: Path) -> None:
         counter(tmp_path, [500, 400]).over(lambda: None)
 
 
+def test_a_counter_that_stands_still(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"energy_uj: it stood still for 0\.0 s"):
+        counter(tmp_path, [500, 500]).over(lambda: None)
+
+
 def test_a_power_file_is_read_again_and_again(tmp_path: Path) -> None:
     path = plant(tmp_path, {"power1_input": "2000000\n"}) / "power1_input"
     reading = Meter(path).over(lambda: time.sleep(0.1))

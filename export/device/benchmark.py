@@ -16,7 +16,7 @@ from .energy import Energy, Meter
 from .errors import DeviceError
 from .host import describe_host
 from .latency import RUNS, WARM, WARMUP, LatencyReport, Subject, measure
-from .outcome import Outcome, table
+from .outcome import Outcome, shown_kernels, table
 from .runtime import find_runtime
 from .telemetry import Memory, Telemetry
 
@@ -118,7 +118,7 @@ def shown(report: BenchmarkReport) -> list[str]:
     found, around = first.circumstances, first.surroundings
     return [
         *table([titles, *(_row(each) for each in report.latencies)]),
-        f"{found.file}, {found.kernels} kernels, {found.runtime}, Python {found.device.python}, {found.device}",
+        f"{found.file}, {shown_kernels(found)}, {found.runtime}, Python {found.device.python}, {found.device}",
         f"cold start: {report.cold_ms:.0f} ms (import {report.import_ms:.0f}, load {first.load_ms:.1f}, first image "
         f"{first.first_ms:.1f}); Python's own start comes before",
         *(_shown_warmup(each) for each in report.latencies),

@@ -101,6 +101,10 @@ class Meter:
             spent += _number(self.path.with_name("max_energy_range_uj"))
         if spent < 0:
             raise DeviceError(f"{self.path}: it counted backwards. Name another meter")
+        if not spent:  # nothing that is on takes none
+            raise DeviceError(
+                f"{self.path}: it stood still for {seconds:.1f} s. Name another meter, or raise --seconds"
+            )
         return Reading(seconds, spent / 1e6, 0)
 
     def _sampled(self, work: Callable[[], object]) -> Reading:

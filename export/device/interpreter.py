@@ -105,6 +105,7 @@ class Model:
         self.output, self._sink = self._only(outputs, "output")
         self._shift = self._pixel_shift()
         self._check_class_names()
+        self.kernels_used: Kernels = self._kernels_used()
         # A function that returns a fresh view each time. A view kept across invoke() would make it refuse.
         self._view = self._interpreter.tensor(source)
 
@@ -197,6 +198,13 @@ class Model:
         scale, zero_point = one["quantization"]
         dtype = np.dtype(one["dtype"]).name
         return TensorInfo(one["name"], shape, dtype, float(scale), int(zero_point)), int(one["index"])
+
+    def _kernels_used(self) -> Kernels:
+        """Tell what computes: XNNPACK may take none of the operators, as in runtimes before it took integers."""
+        operators = getattr(self._interpreter, "_get_ops_details", None)  # private, and in every runtime since 2020
+        if self.kernels != "xnnpack" or operators is None:
+            return self.kernels
+        return "xnnpack" if any(each["op_name"] == "DELEGATE" for each in operators()) else "builtin"
 
     def _pixel_shift(self) -> int:
         """How much is subtracted from raw pixels: 128 for an int8 input, if the file itself says so, else 0."""

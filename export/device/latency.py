@@ -43,12 +43,17 @@ class LatencyReport:
     runs_ms: tuple[float, ...]
     """Every counted invocation, in order, on random pixels; copying them in is not part of it."""
     memory: Memory
-    """After the warm-up."""
+    """After the warm-up; told of the first of several that were timed together, as the next ones' is on top of that."""
     surroundings: Surroundings
     """While the counted invocations ran, of this file and of those that took turns with it."""
     energy: Optional[Energy] = None
     """Where a meter was named."""
     schema_version: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse a report that measured nothing."""
+        if not self.runs_ms:
+            raise ValueError("runs_ms is empty")
 
     @cached_property
     def median_ms(self) -> float:
@@ -160,7 +165,7 @@ def measure(
     series = take_turns([each.model for each in started], runs=runs, min_seconds=min_seconds, advance=advance)
     surroundings = watch.stop()
     reports = []
-    for begun, runs_ms in zip(started, series):  # noqa: B905 (Python 3.9 has no strict)
+    for number, (begun, runs_ms) in enumerate(zip(started, series)):  # noqa: B905 (Python 3.9 has no strict)
         energy = measure_energy(meter, begun.model.invoke, min_seconds) if meter else None
         reports.append(
             LatencyReport(
@@ -169,7 +174,7 @@ def measure(
                 first_ms=begun.first_ms,
                 warmup_ms=begun.warmup_ms,
                 runs_ms=runs_ms,
-                memory=begun.memory,
+                memory=Memory(None, None) if number else begun.memory,
                 surroundings=surroundings,
                 energy=energy,
             )

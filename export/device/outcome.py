@@ -31,7 +31,9 @@ class Circumstances:
     threads: int
     """CPU threads of one invocation."""
     kernels: str
-    """`xnnpack`, `builtin` or `reference`."""
+    """What was asked for: `xnnpack`, `builtin` or `reference`."""
+    kernels_used: str
+    """What computed: `builtin` where XNNPACK takes none of the operators."""
     runtime: str
     """Interpreter and its version."""
     device: Host
@@ -68,6 +70,7 @@ def circumstances(model: Model) -> Circumstances:
         size_bytes=model.size_bytes,
         threads=model.threads,
         kernels=model.kernels,
+        kernels_used=model.kernels_used,
         runtime=model.runtime,
         device=host,
         versions=versions,
@@ -79,9 +82,15 @@ def shown_circumstances(found: Circumstances) -> str:
     """The line below a table."""
     device = found.device
     return (
-        f"{found.file}, {found.threads} thread(s), {found.kernels} kernels, {found.runtime}, Python {device.python}, "
+        f"{found.file}, {found.threads} thread(s), {shown_kernels(found)}, {found.runtime}, Python {device.python}, "
         f"{device.cpu}, {device.cores} core(s), {device.system}"
     )
+
+
+def shown_kernels(found: Circumstances) -> str:
+    """What computed, and what should have."""
+    other = "" if found.kernels == found.kernels_used else f" ({found.kernels} takes none of its operators here)"
+    return f"{found.kernels_used} kernels{other}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
