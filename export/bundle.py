@@ -6,11 +6,13 @@ its hash.
 """
 
 import contextlib
-import hashlib
+import fcntl
 import json
+import os
+import re
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,23 +22,12 @@ from tyro.conf import Positional
 
 from edgetl import data, metrics
 from edgetl.config import checked, command, to_json
-from edgetl.console import progress
 from edgetl.errors import ConfigError
 from edgetl.rundir import LABELS, RunDir, installed_versions, open_run, sha256_of
-from export import device_app, phone, schemes
-from export.artifacts import Artifact, find_artifacts, open_artifact
+from export import device_app, phone, sample, schemes
+from export.artifacts import Artifact, find_artifacts
 from export.browser import page
-from export.device.contents import (
-    BUNDLE,
-    EXPECTED,
-    PROGRAM,
-    Accuracy,
-    Bounds,
-    Bundle,
-    HostLatency,
-    Sample,
-    SamplePhoto,
-)
+from export.device.contents import BUNDLE, PROGRAM, Accuracy, Bundle, HostLatency
 from export.evaluate import ArtifactScores, EvaluationReport, evaluation_of
 from export.microcontroller import ethos_u, mcu
 from export.report import latency_of
@@ -46,11 +37,6 @@ BUNDLES = "bundles"
 """Folder of a run."""
 REPORTS = "reports"
 """Folder of a bundle that the device program writes to; it is kept when the bundle is made anew."""
-REFERENCE_PHOTOS = 4
-"""So many photos go through the reference kernels, too: half a second each, on a device half a minute."""
-OTHER_PIXELS = 0.2
-"""What a score may change by when the pixels come from another Pillow or JPEG decoder: every pixel off by one level, up
-or down, moved scores of a fine-tuned EfficientNet-Lite0 by up to 0.125."""
 
 Target = Literal["mcu", "ethos-u"]
 Targets = dict[str, mcu.McuReport | ethos_u.NpuReport]
@@ -75,7 +61,7 @@ class Config:
     allow_cpu: bool = False
     """Accept operators that an Ethos-U leaves to the CPU."""
     web: bool = True
-    """Add the page for browsers; fetches LiteRT.js with npm the first time."""
+    """Add the page for browsers, where they take the scheme; fetches LiteRT.js with npm the first time."""
     data: str = ""
     """Where the photos are now, if they were moved since the run."""
 
@@ -102,111 +88,108 @@ def main(config: Config) -> Made:
         ArtifactError: the artifact is missing, not evaluated, or can't be used on a target.
     """
     config = checked(config)
-    schemes.get(config.scheme)
+    _check(config)
     run = open_run(config.run)
     (artifact,) = find_artifacts(run, (config.scheme,))
     evaluation, scores = evaluation_of(run, [artifact])
     destination = _destination(config, run)
     test = run.splits(config.data).test
     readable = [index for index, example in enumerate(test) if example.id not in set(evaluation.unreadable)]
-    chosen = data.stratified_subset(test.select(readable), config.photos)
+    chosen = data.stratified_subset(test.select(readable), max(config.photos, len(run.class_names)))
     with _replacing(destination) as folder:
         model = folder / f"{artifact.scheme}.tflite"
         shutil.copyfile(run.export_path / artifact.path, model)
         shutil.copyfile(run.path / LABELS, folder / LABELS)
         (folder / PROGRAM).write_bytes(device_app.build())
         (folder / PROGRAM).chmod(0o755)
-        _write_sample(folder, run, artifact, chosen)
+        sample.write(folder, run, artifact, chosen)
         targets = _write_targets(folder, artifact, model, config)
         bundle = _described(run, artifact, evaluation, scores[artifact.scheme], targets, folder)
         (folder / BUNDLE).write_text(to_json(bundle), encoding="utf-8")
     return Made(destination, bundle, len(chosen), targets)
 
 
+def _check(config: Config) -> None:
+    schemes.get(config.scheme)
+    if config.photos < 1:
+        raise ConfigError(f"--photos {config.photos}: give at least 1")
+    if "ethos-u" not in config.target and (config.allow_cpu or config.accelerators != ethos_u.ACCELERATORS):
+        raise ConfigError("--accelerators and --allow-cpu go with --target ethos-u")
+
+
 def _destination(config: Config, run: RunDir) -> Path:
-    destination = (config.out or run.path / BUNDLES / config.scheme).expanduser()
-    if destination.is_dir() and any(destination.iterdir()) and not (destination / BUNDLE).is_file():
+    destination = (config.out or run.path / BUNDLES / config.scheme).expanduser().resolve()
+    if destination.is_dir() and any(destination.iterdir()) and not _is_bundle(destination):
         raise ConfigError(f"{destination}: not empty and not a bundle. Choose another --out")
     if destination.exists() and not destination.is_dir():
         raise ConfigError(f"{destination}: is a file. Choose another --out")
     return destination
 
 
+def _is_bundle(folder: Path) -> bool:
+    """Whether we made a folder, in this version or another: only then may it be replaced."""
+    try:
+        found = json.loads((folder / BUNDLE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"schema_version", "scheme", "sha256", "run_sha256"} <= set(found)
+
+
 @contextlib.contextmanager
 def _replacing(destination: Path) -> Iterator[Path]:
     """Give a new folder the name when the block ends without an error; until then the old one stays as it is."""
     destination.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{destination.name}."
-    for left in destination.parent.glob(f"{prefix}*.part"):  # of a kill
-        shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(dir=destination.parent, prefix=prefix, suffix=".part"))
-    try:
-        folder.chmod(0o755)
+    with contextlib.ExitStack() as stack:
+        _sweep(destination)
+        folder, old = (stack.enter_context(_temporary(destination)) for _ in range(2))
         yield folder
         if (destination / REPORTS).is_dir():
             shutil.copytree(destination / REPORTS, folder / REPORTS)
-        if destination.exists():
-            old = Path(tempfile.mkdtemp(dir=destination.parent, prefix=prefix, suffix=".part"))
-            destination.replace(old)
+        if not destination.exists():
             folder.replace(destination)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
+            return
+        destination.replace(old)
+        try:
             folder.replace(destination)
+        except BaseException:
+            old.replace(destination)
+            raise
+
+
+@contextlib.contextmanager
+def _temporary(destination: Path) -> Iterator[Path]:
+    """A new folder beside another one, locked: what is not locked was left by a kill."""
+    folder = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.part")
+    folder.mkdir()
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
 
 
-def _write_sample(folder: Path, run: RunDir, artifact: Artifact, photos: data.Examples) -> None:
-    """Copy photos and write down what the artifact says of them here."""
-    path = run.export_path / artifact.path
-    model, reference = open_artifact(path), open_artifact(path, kernels="reference")
-    # Spread over the classes, whose photos lie side by side.
-    slow = {round(step * (len(photos) - 1) / max(REFERENCE_PHOTOS - 1, 1)) for step in range(REFERENCE_PHOTOS)}
-    (folder / EXPECTED).parent.joinpath("photos").mkdir(parents=True)
-    sample = []
-    with progress("sample", len(photos)) as bar:
-        for batch in data.decoded(photos, run.inputs):
-            data.check_unreadable(batch.unreadable, len(photos))
-            run.refuse_changed(photos.select(batch.indices), batch.sha256)
-            for index, pixels in zip(batch.indices.tolist(), batch.pixels, strict=True):
-                photo = photos.items[index]
-                name = f"sample/photos/{index:04}{photo.path.suffix.lower()}"
-                shutil.copyfile(photo.path, folder / name)
-                sample.append(
-                    SamplePhoto(
-                        path=name,
-                        id=photo.id,
-                        label=photo.label,
-                        pixels_sha256=hashlib.sha256(pixels.tobytes()).hexdigest(),
-                        scores=tuple(model.predict(pixels).tolist()),
-                        reference_scores=tuple(reference.predict(pixels).tolist()) if index in slow else None,
-                    )
-                )
-                bar.advance(1)
-    expected = Sample(tuple(sample), _bounds(artifact), model.runtime, installed_versions()["pillow"])
-    (folder / EXPECTED).write_text(to_json(expected), encoding="utf-8")
-
-
-def _bounds(artifact: Artifact) -> dict[str, Bounds]:
-    """What a device may differ by, by kernels.
-
-    Measured on 64 photos, EfficientNet-Lite0: between kernels, float32 differs by 6e-6, int8 by 0.10, naming one photo
-    in fifty otherwise; int8 on the reference kernels of any machine does not differ at all.
-    """
-    scheme = schemes.get(artifact.scheme)
-    if scheme.weights in ("float32", "float16"):
-        exact = close = Bounds(1e-3, OTHER_PIXELS, 0.95)
-    else:
-        exact = Bounds(0.0 if scheme.integer else 0.02, OTHER_PIXELS, 0.9)
-        close = Bounds(0.15, OTHER_PIXELS, 0.9)
-    return {"xnnpack": close, "builtin": close, "reference": exact}
+def _sweep(destination: Path) -> None:
+    name = re.compile(rf"\.{re.escape(destination.name)}\.[0-9a-f]{{8}}\.part")
+    for left in destination.parent.iterdir():
+        if not name.fullmatch(left.name):
+            continue
+        handle = os.open(left, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+        except BlockingIOError:  # another process is at it
+            continue
+        finally:
+            os.close(handle)
 
 
 def _write_targets(folder: Path, artifact: Artifact, model: Path, config: Config) -> Targets:
     """Add what kinds of devices need, each in a folder of its own; return what was measured for them."""
     (folder / "phone").mkdir()
     phone.write(folder / "phone", artifact)
-    if config.web:
+    if config.web and artifact.input_type in page.INPUT_TYPES:
         (folder / "web").mkdir()
         page.write(folder / "web", artifact, model)
     targets: Targets = {}
@@ -283,6 +266,8 @@ def show(made: Made) -> str:
     ]
     if "web/index.html" in bundle.files:
         lines.append("  web/  a page: python3 -m http.server, in that folder")
+    elif bundle.input_type not in page.INPUT_TYPES:
+        lines.append(f"  no web/: browsers take no {bundle.input_type} input; another scheme, int8 say, has a page")
     for target, report in made.targets.items():
         shown = mcu.show(report) if isinstance(report, mcu.McuReport) else ethos_u.show(report)
         lines += [f"  {target}/", *(f"    {line}" for line in shown)]

@@ -13,9 +13,12 @@ MAIN = """\
 import sys
 
 if sys.version_info < (3, 9):
-    sys.exit("edgetl-device: needs Python 3.9 or later. This is Python %d.%d" % sys.version_info[:2])
-from edgetl_device.cli import main
-
+    sys.stderr.write("edgetl-device.pyz: needs Python 3.9 or later. This is Python %d.%d\\n" % sys.version_info[:2])
+    sys.exit(2)
+try:
+    from edgetl_device.cli import main
+except KeyboardInterrupt:
+    sys.exit(130)
 sys.exit(main())
 """
 _SHEBANG = b"#!/usr/bin/env python3\n"

@@ -14,10 +14,11 @@ import pytest
 
 from edgetl.errors import ArtifactError, ConfigError, DatasetError, RunError
 from edgetl.rundir import RunDir, sha256_of
-from export import bundle, device_app
+from export import bundle, convert, device_app, evaluate
 from export.device.contents import read_bundle, read_sample
 from export.device.interpreter import Model
 from export.device.preprocess import read
+from export.sample import REFERENCE_PHOTOS
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +61,7 @@ def test_sample_holds_photos_of_every_class_and_what_the_host_says(made: bundle.
         np.testing.assert_array_equal(model.predict(pixels), np.float32(photo.scores))
         if photo.reference_scores:
             np.testing.assert_array_equal(reference.predict(pixels), np.float32(photo.reference_scores))
-    assert sum(photo.reference_scores is not None for photo in sample.photos) == bundle.REFERENCE_PHOTOS
+    assert sum(photo.reference_scores is not None for photo in sample.photos) == REFERENCE_PHOTOS
 
 
 def test_bounds_are_exact_where_arithmetic_is(finished_run: RunDir, tmp_path: Path, made: bundle.Made) -> None:
@@ -114,9 +115,59 @@ def test_ctrl_c_and_kill_leave_nothing(finished_run: RunDir, tmp_path: Path, mon
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
     # What a kill leaves is swept by the next bundle.
-    (tmp_path / ".bundle.abc.part").mkdir()
+    (tmp_path / ".bundle.0123abcd.part").mkdir()
+    (tmp_path / ".bundle.v2.0123abcd.part").mkdir()  # of another one
     bundle.main(bundle.Config(finished_run.path, out=out, photos=3, web=False))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bundle.v2.0123abcd.part", "bundle"]
+
+
+def test_what_another_process_is_making_is_left_alone(finished_run: RunDir, tmp_path: Path) -> None:
+    with bundle._temporary(tmp_path / "bundle") as theirs:
+        (theirs / "half").write_text("a file")
+        bundle.main(bundle.Config(finished_run.path, out=tmp_path / "bundle", photos=3, web=False))
+        assert (theirs / "half").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_an_end_between_the_renames_brings_the_old_bundle_back(
+    made: bundle.Made, finished_run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "kept"
+    shutil.copytree(made.path, out)
+    real, renamed = Path.replace, []
+
+    def replace(self: Path, target: Path) -> Path:
+        renamed.append(target)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        bundle.main(bundle.Config(finished_run.path, out=out, photos=3, web=False))
+    assert read_bundle(out) == made.bundle
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_link_is_followed(made: bundle.Made, finished_run: RunDir, tmp_path: Path) -> None:
+    shutil.copytree(made.path, tmp_path / "real")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    bundle.main(bundle.Config(finished_run.path, out=tmp_path / "link", photos=4, web=False))
+    assert (tmp_path / "link").is_symlink()
+    assert len(read_sample(tmp_path / "real").photos) == 4
+
+
+def test_every_class_is_in_the_sample_however_few_photos_are_asked_for(finished_run: RunDir, tmp_path: Path) -> None:
+    bundle.main(bundle.Config(finished_run.path, out=tmp_path / "few", photos=1, web=False))
+    assert {photo.label for photo in read_sample(tmp_path / "few").photos} == {0, 1, 2}
+
+
+def test_a_scheme_that_browsers_do_not_take_has_no_page(run_copy: RunDir) -> None:
+    convert.main(convert.Config(run_copy.path, ("int8_io8",), calibration_images=12))
+    evaluate.main(evaluate.Config(run_copy.path, ("int8_io8",)))
+    found = bundle.main(bundle.Config(run_copy.path, "int8_io8", photos=3))
+    assert not (found.path / "web").exists()
+    assert "no web/: browsers take no int8 input" in bundle.show(found)
 
 
 def test_what_can_not_be_bundled(run_copy: RunDir, tmp_path: Path) -> None:
@@ -124,13 +175,17 @@ def test_what_can_not_be_bundled(run_copy: RunDir, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     (tmp_path / "file").write_text("")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/bundle.json").write_text('{"name": "a web site"}')
 
     for change, error, message in (
         ({"scheme": "int9"}, ConfigError, "unknown scheme 'int9'"),
         ({"scheme": "int16x8"}, ArtifactError, "no artifact int16x8"),
         ({"out": tmp_path / "mine"}, ConfigError, "not empty and not a bundle"),
         ({"out": tmp_path / "file"}, ConfigError, "is a file"),
-        ({"photos": 2}, ConfigError, "can't hold 3 classes"),
+        ({"photos": 0}, ConfigError, "--photos 0"),
+        ({"accelerators": ("ethos-u55-64",)}, ConfigError, "go with --target ethos-u"),
+        ({"out": tmp_path / "site"}, ConfigError, "not empty and not a bundle"),
         ({"run": tmp_path / "none"}, RunError, "no such run directory"),
         ({"data": str(tmp_path)}, DatasetError, str(tmp_path)),
     ):

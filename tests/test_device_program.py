@@ -1,6 +1,8 @@
 """The device program as it ships: one file, in a process of its own, without the packages it was made with."""
 
+import argparse
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,10 +17,14 @@ from tiny_tflite import with_json
 from edgetl.config import from_json
 from edgetl.rundir import RunDir
 from export import bundle
+from export.device import check, classify
 from export.device.check import CheckReport
 from export.device.classify import ClassifyReport
 from export.device.contents import read_bundle
+from export.device.errors import DeviceError
 from export.device.info import InfoReport
+from export.device.interpreter import Model
+from export.sample import REFERENCE_PHOTOS
 
 BLOCKED = ("tensorflow", "keras", "tf_keras", "edgetl", "export", "scipy", "pydantic", "rich")
 ALONE = """\
@@ -122,7 +128,7 @@ def test_check(kernels: str, shipped: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     report = from_json(CheckReport, (tmp_path / "check.json").read_bytes())
     assert report.passed
-    assert report.same_pixels == len(report.photos) == (bundle.REFERENCE_PHOTOS if kernels == "reference" else 6)
+    assert report.same_pixels == len(report.photos) == (REFERENCE_PHOTOS if kernels == "reference" else 6)
     if kernels != "builtin":  # the same kernels on the same machine
         assert report.max_difference == 0
         assert report.agreement == 1
@@ -168,6 +174,14 @@ def test_bad_words(shipped: Path, tmp_path: Path) -> None:
     assert "text.jpg: not a photo" in refused(shipped, "classify", photo, str(tmp_path / "text.jpg"))
     assert "none.jpg: No such file" in refused(shipped, "classify", str(tmp_path / "none.jpg"))
     assert "--top 0" in refused(shipped, "classify", photo, "--top", "0")
+    np.save(tmp_path / "huge.npy", np.zeros((2, 2, 3), np.uint8))
+    header = (tmp_path / "huge.npy").read_bytes().replace(b"(2, 2, 3)", b"(9999999, 9999999, 3)")
+    (tmp_path / "huge.npy").write_bytes(header)
+    (tmp_path / "zip.NPY").write_bytes(b"PK\3\4 no archive")
+    assert "huge.npy: not a .npy file" in refused(shipped, "classify", str(tmp_path / "huge.npy"))
+    assert "zip.NPY: not a .npy file" in refused(shipped, "classify", str(tmp_path / "zip.NPY"))
+    assert "threads=3000000000" in refused(shipped, "classify", photo, "--threads", "3000000000")
+    assert "is a directory" in refused(shipped, "info", "--json", "/")
     assert "threads=0" in refused(shipped, "classify", photo, "--threads", "0")
     assert "bundle.json: not found" in refused(shipped, "info", "--bundle", str(tmp_path))
     (tmp_path / "file").write_text("")
@@ -185,7 +199,13 @@ def damage(folder: Path, what: str) -> None:
     elif what == "gone":
         model.unlink()
     else:
-        changed = {"version": {"schema_version": 2}, "type": {"size_bytes": "many"}, "unknown": {"more": 1}}
+        changed = {
+            "version": {"schema_version": 2},
+            "type": {"size_bytes": "many"},
+            "unknown": {"more": 1},
+            "names": {"class_names": ["a", "a", "b"]},
+            "size": {"inputs": {"kind": "image", "height": 64.5, "width": 64, "resize": "stretch"}},
+        }
         about.write_text("{" if what == "no JSON" else json.dumps(said | changed[what]))
 
 
@@ -198,13 +218,16 @@ def damage(folder: Path, what: str) -> None:
         ("version", "schema_version 2, this program reads 1"),
         ("type", "size_bytes: expected int, received 'many'"),
         ("unknown", "missing or unknown ['more']"),
+        ("names", "class_names are missing or not distinct"),
+        ("size", "height and width must be whole numbers"),
         ("no JSON", "can't be used"),
     ],
 )
 def test_damaged_bundles(what: str, message: str, own: Path) -> None:
     damage(own, what)
     assert message in refused(own, "check")
-    assert "int8.tflite: missing or damaged" in refused(own, "info") or what not in ("truncated", "foreign", "gone")
+    if what in ("truncated", "foreign", "gone"):
+        assert "int8.tflite: missing or damaged" in refused(own, "info")
     assert not (own / "reports").exists() or not (own / "reports/check.json").exists()
 
 
@@ -221,6 +244,41 @@ def test_sample_can_not_point_out_of_the_bundle(own: Path) -> None:
     sample["photos"][0]["path"] = "../../secret.jpg"
     path.write_text(json.dumps(sample))
     assert "not a path within the bundle" in refused(own, "check")
+
+
+def test_names_of_other_classes_are_refused(own: Path) -> None:
+    about = json.loads((own / "bundle.json").read_bytes())
+    about["class_names"] = about["class_names"][:2]
+    (own / "bundle.json").write_text(json.dumps(about))
+    photo = str(next((own / "sample/photos").iterdir()))
+    assert "names 2 classes, not those of int8.tflite" in refused(own, "classify", photo)
+
+
+def test_report_goes_through_a_pipe_and_the_pipe_stays(shipped: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        assert call(shipped, "info", "--json", str(pipe)).returncode == 0
+        assert json.loads(reader.communicate(timeout=30)[0])["command"] == "info"
+    assert pipe.is_fifo()
+
+
+def test_standard_output_that_is_full_is_one_line(shipped: Path, tmp_path: Path) -> None:
+    line = [sys.executable, str(shipped / "edgetl-device.pyz"), "info", "--json", str(tmp_path / "info.json")]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["edgetl-device.pyz: standard output: No space left on device"]
+
+
+def test_scores_that_are_not_numbers_never_pass(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundled = read_bundle(shipped)
+    monkeypatch.setattr(Model, "predict", lambda *_: np.array([0.2, np.nan, 0.1], np.float32))
+    with pytest.raises(DeviceError, match="scores that are not numbers"):
+        check.run(bundled, shipped, argparse.Namespace(threads=1, kernels="xnnpack"))
+    photo = next((shipped / "sample/photos").iterdir())
+    with pytest.raises(DeviceError, match="scores that are not numbers"):
+        classify.run(bundled, shipped, argparse.Namespace(photos=[photo], top=1, threads=1))
 
 
 def test_ctrl_c_ends_in_one_line(shipped: Path, tmp_path: Path) -> None:

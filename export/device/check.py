@@ -15,7 +15,7 @@ from typing import Optional
 from .contents import Bounds, Bundle, Sample, SamplePhoto, read_sample
 from .errors import DeviceError
 from .interpreter import Model
-from .outcome import Circumstances, Outcome, circumstances, shown_circumstances, table
+from .outcome import Circumstances, Outcome, circumstances, finite, shown_circumstances, table
 from .preprocess import read
 
 
@@ -86,7 +86,7 @@ def run(bundle: Bundle, folder: Path, options: argparse.Namespace) -> Outcome:
         if not photo.path or Path(photo.path).is_absolute() or ".." in Path(photo.path).parts:
             raise DeviceError(f"{photo.path}: not a path within the bundle. Copy the bundle again")
         pixels = read(folder / photo.path, bundle.inputs)
-        scores = model.predict(pixels).tolist()
+        scores = finite(model.predict(pixels).tolist(), bundle.model)
         if len(expected) != len(scores):
             raise DeviceError(
                 f"{photo.path}: {len(expected)} expected scores, not {len(scores)}. Make the bundle again"
@@ -111,20 +111,18 @@ def _expected(photo: SamplePhoto, kernels: str) -> Optional[tuple[float, ...]]:
 
 def _judged(photos: tuple[CheckedPhoto, ...], bounds: Bounds, found: Circumstances) -> CheckReport:
     count = len(photos)
-    agreement = sum(photo.named == photo.host for photo in photos) / count
-    # A score that is not a number is further off than any bound: max() alone could pass it over.
-    worst = max(photo.max_difference if photo.max_difference >= 0 else float("inf") for photo in photos)
-    if worst == float("inf"):
-        raise DeviceError(f"{found.file}: gives scores that are not numbers here. Try another runtime")
+    same = sum(photo.named == photo.host for photo in photos)
     return CheckReport(
         photos=photos,
         top1=sum(photo.named == photo.label for photo in photos) / count,
         host_top1=sum(photo.host == photo.label for photo in photos) / count,
-        agreement=agreement,
-        max_difference=worst,
+        agreement=same / count,
+        max_difference=max(photo.max_difference for photo in photos),
         same_pixels=sum(photo.same_pixels for photo in photos),
         bounds=bounds,
-        passed=agreement >= bounds.min_agreement and all(_close(photo, bounds) for photo in photos),
+        # Of a small sample one photo may be named otherwise: its best two can be nearer than what is allowed.
+        passed=count - same <= max(1, (1 - bounds.min_agreement) * count)
+        and all(_close(photo, bounds) for photo in photos),
         circumstances=found,
     )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .contents import Bundle
+from .contents import ADVICE, Bundle
 from .errors import DeviceError
-from .outcome import Circumstances, Outcome, circumstances, shown_circumstances, table
+from .outcome import Circumstances, Outcome, circumstances, finite, shown_circumstances, table
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,14 @@ def run(bundle: Bundle, folder: Path, options: argparse.Namespace) -> Outcome:
     if options.top < 1:
         raise DeviceError(f"--top {options.top}: give at least 1")
     model = Model(folder / bundle.model, threads=options.threads, sha256=bundle.sha256)
+    if math.prod(model.output.shape) != len(bundle.class_names):
+        raise DeviceError(f"{folder}: names {len(bundle.class_names)} classes, not those of {bundle.model}. {ADVICE}")
     found = []
     for path in options.photos:
         start = time.perf_counter_ns()
         pixels = read(path, bundle.inputs)
         prepared = time.perf_counter_ns()
-        scores = model.predict(pixels).tolist()
+        scores = finite(model.predict(pixels).tolist(), bundle.model)
         done = time.perf_counter_ns()
         ranked = sorted(zip(bundle.class_names, scores), key=lambda pair: -pair[1])  # noqa: B905 (Python 3.9)
         found.append(

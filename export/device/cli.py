@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from .contents import PROGRAM, read_bundle
 from .errors import DeviceError
-from .outcome import write_json
+from .outcome import check_place, write_json
 
 COMMANDS = ("info", "classify", "check", "benchmark")
 """Modules beside this one. One that is not asked for is not imported: they cost numpy."""
@@ -45,10 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options, command = _parse(given)
         folder = Path(options.bundle) if options.bundle else Path(sys.argv[0]).resolve().parent
-        outcome = command.run(read_bundle(folder), folder, options)
+        bundle = read_bundle(folder)
         target = Path(options.json) if options.json else folder / "reports" / f"{options.command}.json"
+        check_place(target)
+        outcome = command.run(bundle, folder, options)
+        _print(outcome.lines)
         write_json(outcome.report, target)
-        _print([*outcome.lines, f"written: {target}"])
+        _print([f"written: {target}"])
     except DeviceError as error:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         return USAGE_ERROR
@@ -87,5 +90,8 @@ def _print(lines: Sequence[str]) -> None:
         sys.stdout.reconfigure(errors="replace")
     try:
         print("\n".join(lines), flush=True)
-    except BrokenPipeError:  # the reader, `head` say, has seen enough; the interpreter must not try again at exit
+    except OSError as error:
+        # The interpreter must not try again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # `head`, say, has seen enough
+            raise DeviceError(f"standard output: {error.strerror or error}") from error

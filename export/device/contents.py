@@ -20,6 +20,8 @@ PROGRAM = "edgetl-device.pyz"
 SCHEMA_VERSION = 1
 """Goes up when older device programs would misunderstand the bundle."""
 
+ADVICE = "Copy the bundle again, or make it anew with python -m export.bundle"
+
 T = TypeVar("T")
 
 
@@ -138,7 +140,10 @@ def read_bundle(folder: Path) -> Bundle:
     Raises:
         DeviceError: no bundle there; `bundle.json` is damaged or of another version.
     """
-    return _read(Bundle, folder / BUNDLE)
+    bundle = _read(Bundle, folder / BUNDLE)
+    if len(set(bundle.class_names)) != len(bundle.class_names) or not bundle.class_names:
+        raise DeviceError(f"{folder / BUNDLE}: class_names are missing or not distinct. {ADVICE}")
+    return bundle
 
 
 def read_sample(folder: Path) -> Sample:
@@ -151,7 +156,6 @@ def read_sample(folder: Path) -> Sample:
 
 
 def _read(kind: type[T], path: Path) -> T:
-    advice = "Copy the bundle again, or make it anew with python -m export.bundle"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
@@ -165,10 +169,10 @@ def _read(kind: type[T], path: Path) -> T:
             f"{path}: not found. Keep {PROGRAM} in the folder that export.bundle made, or name that with --bundle"
         ) from None
     except OSError as error:
-        raise DeviceError(f"{path}: {error.strerror or error}. {advice}") from error
+        raise DeviceError(f"{path}: {error.strerror or error}. {ADVICE}") from error
     except (ValueError, RecursionError) as error:
         why = " ".join(str(error).split())[:200]
-        raise DeviceError(f"{path}: can't be used: {why}. {advice}") from error
+        raise DeviceError(f"{path}: can't be used: {why}. {ADVICE}") from error
     return read
 
 

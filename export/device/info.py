@@ -90,10 +90,14 @@ def _version(package: str, module: str) -> Optional[str]:
 
 
 def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):  # a model may be larger than the device's memory
+                found.update(block)
     except OSError:
         return ""
+    return found.hexdigest()
 
 
 def _shown(report: InfoReport, bundle: Bundle) -> list[str]:

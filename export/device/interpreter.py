@@ -33,6 +33,9 @@ Scores = npt.NDArray[np.float32]
 IDENTIFIER = b"TFL3"
 """Bytes 4..8 of every TFLite flatbuffer."""
 
+MAX_THREADS = 1024
+"""Native code takes any number of 32 bits, and the machine down with it."""
+
 RESOLVERS: dict[str, str] = {
     "xnnpack": "AUTO",
     "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
@@ -79,8 +82,10 @@ class Model:
                 is unknown; not exactly one input and one output; not static batch 1; an input type that
                 does not take raw pixels, or int8 without the file saying how; what it says is damaged or does not fit.
         """
-        if threads < 1 or kernels not in RESOLVERS:
-            raise DeviceError(f"threads={threads}, kernels={kernels!r}: need threads >= 1, kernels of {set(RESOLVERS)}")
+        if not 1 <= threads <= MAX_THREADS or kernels not in RESOLVERS:
+            raise DeviceError(
+                f"threads={threads}, kernels={kernels!r}: need 1 to {MAX_THREADS} threads, kernels of {set(RESOLVERS)}"
+            )
         runtime = find_runtime()
         self.threads = threads
         self.kernels: Kernels = kernels
@@ -88,8 +93,10 @@ class Model:
         self.where = "model" if isinstance(model, bytes) else os.fspath(model)
         start = time.perf_counter_ns()
         self.content = _read(model, self.where)
+        read_ns = time.perf_counter_ns() - start
         if sha256 is not None and self.sha256 != sha256:
             raise DeviceError(f"{self.where}: expected sha256 {sha256}. Received: {self.sha256}. Copy the file again")
+        start = time.perf_counter_ns()  # hashing is no part of loading: apps don't
         self.about = read_about(self.content, self.where)
         resolver = getattr(runtime.resolvers, RESOLVERS[kernels])
         quiet = swallowed_greeting() if kernels == "xnnpack" else nullcontext()
@@ -98,7 +105,7 @@ class Model:
                 model_content=self.content, num_threads=threads, experimental_op_resolver_type=resolver
             )
             self._interpreter.allocate_tensors()
-        self.load_ms = (time.perf_counter_ns() - start) / 1e6
+        self.load_ms = (read_ns + time.perf_counter_ns() - start) / 1e6
         with _one_line_errors(self.where):
             inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         self.input, source = self._only(inputs, "input")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
 import json
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -87,6 +90,17 @@ def shown_circumstances(found: Circumstances) -> str:
     )
 
 
+def finite(scores: list[float], file: str) -> list[float]:
+    """Hand scores on.
+
+    Raises:
+        DeviceError: one is not a number, or infinite.
+    """
+    if not all(map(math.isfinite, scores)):
+        raise DeviceError(f"{file}: gives scores that are not numbers here. Try another interpreter")
+    return scores
+
+
 def shown_kernels(found: Circumstances) -> str:
     """What computed, and what should have."""
     other = "" if found.kernels == found.kernels_used else f" ({found.kernels} takes none of its operators here)"
@@ -103,20 +117,44 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [line.rstrip() for line in aligned]
 
 
+def check_place(path: Path) -> None:
+    """Make sure, before anything is measured, that a report can be written there.
+
+    Raises:
+        DeviceError: it can't.
+    """
+    with _one_line_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a directory")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, "can't be written to")
+
+
 def write_json(report: Any, path: Path) -> None:
-    """Write a report, whole or not at all.
+    """Write a report, whole or not at all; to what is no file, a pipe or a device, directly.
 
     Raises:
         DeviceError: the place can't be written to.
     """
     text = json.dumps(dataclasses.asdict(report), indent=2, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.part")
+    with _one_line_errors(path):
+        place = path.resolve()
+        if place.exists() and not place.is_file():
+            place.write_text(text, encoding="utf-8")
+            return
+        temporary = place.with_name(f".{place.name}.part")
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(place)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: Path) -> Iterator[None]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        yield
     except OSError as error:
         raise DeviceError(f"{path}: {error.strerror or error}. Choose another place with --json") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def read(path: Path, inputs: dict[str, Any]) -> Pixels:
     Raises:
         DeviceError: no photo, Pillow is missing, or an input that is no photo.
     """
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return fit(_frame(path), inputs)
     spec = _spec(inputs)
     try:
@@ -120,7 +121,7 @@ def _frame(path: Path) -> Pixels:
         frame = np.load(path, allow_pickle=False)
     except OSError as error:
         raise DeviceError(f"{path}: {error.strerror or error}. Check the path") from error
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         why = " ".join(str(error).split())
         raise DeviceError(f"{path}: not a .npy file: {why}. Write frames with numpy.save") from error
     if not isinstance(frame, np.ndarray):
@@ -133,7 +134,10 @@ def _spec(inputs: dict[str, Any]) -> Any:
         raise DeviceError(f"inputs of kind {inputs.get('kind')!r}: this program prepares photos only")
     found = _shared("inputs")
     try:
-        return found.ImageInput(**inputs)
+        spec = found.ImageInput(**inputs)
+        if type(spec.height) is not int or type(spec.width) is not int:
+            raise ValueError("height and width must be whole numbers")
+        return spec
     except (TypeError, ValueError, _shared("errors").EdgetlError) as error:
         raise DeviceError(f"inputs {inputs}: {error}. Convert the model again") from error
 

@@ -118,10 +118,13 @@ function median(values) {
 async function watch(classifier, video, running) {
   const latencies = [];
   let seen = "";
-  const photo = drawn(video, video.videoWidth, video.videoHeight);
+  let photo = null;
   while (running()) {
     await nextFrame(video);
     if (!running()) return;
+    if (photo?.width !== video.videoWidth || photo.height !== video.videoHeight) { // a phone was turned
+      photo = drawn(video, video.videoWidth, video.videoHeight);
+    }
     const { scores, ms } = await classifier.classify(prepare(photo, classifier.about.inputs));
     latencies.push(ms);
     if (latencies.length > REMEMBERED) latencies.shift();

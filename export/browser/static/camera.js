@@ -24,12 +24,18 @@ export async function open(video, lost) {
     throw new CameraError(REASONS[error.name] ?? `The camera can't be opened: ${error.message}`);
   }
   for (const track of stream.getTracks()) track.addEventListener("ended", lost);
-  video.srcObject = stream;
-  await video.play();
-  return () => {
+  const close = () => {
     for (const track of stream.getTracks()) track.stop();
     video.srcObject = null;
   };
+  video.srcObject = stream;
+  try {
+    await video.play();
+  } catch (error) {
+    close();
+    throw new CameraError(`The camera's picture can't be shown: ${error.message}`);
+  }
+  return close;
 }
 
 /** The next picture that was not there before. */

@@ -93,7 +93,7 @@ function inPng(view) {
 }
 
 function inWebp(view) {
-  for (let at = 12; ; at += 8 + ((view.getUint32(at + 4, true) + 1) & ~1)) {
+  for (let at = 12; ; at += 8 + view.getUint32(at + 4, true) + (view.getUint8(at + 4) & 1)) {
     if (says(view, at, "EXIF")) return at + (says(view, at + 8, "Exif\0\0") ? 14 : 8);
   }
 }
