@@ -12,11 +12,13 @@ from pathlib import Path
 from edgetl.errors import ConfigError
 from edgetl.rundir import sha256_of
 from export.artifacts import Artifact
-from export.remote import RemoteError
+from export.ssh import RemoteError, clipped
 
 FOLDER = "/data/local/tmp"
 """Where an unrooted device lets adb run programs."""
 RUNS, WARMUP = 200, 20
+SECONDS, RUN_SECONDS = 120, 3600
+"""What adb may take, and what benchmark_model may: a device that is pulled out is no end to adb."""
 MACHINES = {3: "x86", 40: "armeabi-v7a", 62: "x86_64", 183: "arm64-v8a", 243: "riscv64"}
 """e_machine of an ELF file -> Android's name for it."""
 PROPERTIES = (
@@ -238,25 +240,34 @@ def _timing(serial: str, folder: str, threads: int) -> AndroidTiming:
     }
     words = " ".join(f"--{name}={value}" for name, value in options.items())
     run = f"chmod 755 benchmark_model && sh -c 'echo $$ > pid; exec ./benchmark_model {words}'"
-    output = _shell(serial, f"cd {shlex.quote(folder)} && {run} 2>&1; status=$?; rm -f pid; exit $status")
+    output = _shell(serial, f"cd {shlex.quote(folder)} && {run} 2>&1; status=$?; rm -f pid; exit $status", RUN_SECONDS)
     return parse(output, threads)
 
 
-def _shell(serial: str, command: str) -> str:
-    return _adb("-s", serial, "shell", command)
+def _shell(serial: str, command: str, seconds: float = SECONDS) -> str:
+    return _adb("-s", serial, "shell", command, seconds=seconds)
 
 
-def _adb(*arguments: str) -> str:
+def _adb(*arguments: str, seconds: float = SECONDS) -> str:
     words = ["adb", *arguments]
+    what = f"adb {arguments[2] if arguments[0] == '-s' else arguments[0]}"
     try:
-        # In a session of its own, so that after Ctrl-C there is still an adb to clean up with.
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, start_new_session=True, check=False)
+        done = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            start_new_session=True,  # after Ctrl-C there is still an adb to clean up with
+            timeout=seconds,
+            check=False,
+        )
     except FileNotFoundError:
         raise ConfigError("no adb here. Install Android's platform tools (Debian: apt install adb)") from None
+    except subprocess.TimeoutExpired:
+        raise RemoteError(f"{what}: no answer within {seconds:g} s. Connect the device again") from None
     text = done.stdout.decode(errors="replace").replace("\r\n", "\n")
     if done.returncode:
         said = [line.strip() for line in (text + done.stderr.decode(errors="replace")).splitlines() if line.strip()]
-        raise RemoteError(_line(f"adb {arguments[2] if arguments[0] == '-s' else arguments[0]} failed", _telling(said)))
+        raise RemoteError(_line(f"{what} failed", _telling(said)))
     return text
 
 
@@ -268,4 +279,4 @@ def _telling(lines: Sequence[str]) -> str:
 
 def _line(what: str, why: str) -> str:
     advice = next((text for pattern, text in ADVICE.items() if re.search(pattern, why)), "Try it by hand")
-    return f"{what}: {why.rstrip('.')[:300]}. {advice}"
+    return f"{what}: {clipped(why.rstrip('.'))}. {advice}"

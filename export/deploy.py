@@ -32,7 +32,9 @@ from export.devices import (
     shown,
     subjects,
 )
-from export.remote import Content, Link, Remote, RemoteError, connected, listed
+from export.remote import Content, Remote, connected, listed
+from export.schemes import COMPRESSIONS, SCHEMES
+from export.ssh import Link, RemoteError, clipped
 
 PROG = "python -m export.deploy"
 REQUIREMENTS = (
@@ -47,6 +49,14 @@ PROBE = (
     "import numpy, PIL.Image; print(find_runtime().name)"
 )
 """Imports in earnest what the device program imports."""
+KINDS = (
+    "venv",
+    "wheels",
+    *(f"{prefix}{name}" for prefix in ("", *(f"{each}_" for each in COMPRESSIONS)) for name in SCHEMES),
+)
+"""What names of all that is put there begin with."""
+ONLY_SSH = ("port", "identity", "ssh_config", "python", "remote_dir", "wheels", "clean")
+ONLY_ADB = ("serial", "benchmark_model")
 NO_INDEX = ("Retrying (", "Failed to establish a new connection", "Temporary failure in name resolution")
 """How pip says that it has no way to the network."""
 
@@ -64,7 +74,7 @@ class Config:
     scheme: str = "int8"
     """Which bundle."""
     name: str = ""
-    """What to call the device in reports; default is the host, or the phone's model."""
+    """What to call the device in reports; default is the host (and port), or the phone's model and serial."""
     threads: tuple[int, ...] = ()
     """Numbers of CPU threads to measure; default is what the device program finds sensible, on Android 1."""
     port: int | None = None
@@ -80,7 +90,7 @@ class Config:
     wheels: Path | None = None
     """Folder of wheels to install there, for a device without internet."""
     clean: bool = False
-    """Delete bundle and virtual environment there at the end; else the next time is quicker."""
+    """Delete all of ours there at the end, however it comes; else the next time is quicker."""
     serial: str = ""
     """Of the Android device, where several are connected."""
     benchmark_model: Path | None = None
@@ -125,6 +135,12 @@ def _check(config: Config) -> None:
         raise ConfigError("name one device: --ssh user@host, or --adb")
     if config.adb and not config.benchmark_model:
         raise ConfigError("--adb needs --benchmark-model FILE, TFLite's benchmark_model built for the device")
+    wrong = [name for name in (ONLY_SSH if config.adb else ONLY_ADB) if getattr(config, name) != getattr(Config, name)]
+    if wrong:
+        mode, other = ("--adb", "--ssh") if config.adb else ("--ssh", "--adb")
+        raise ConfigError(f"--{wrong[0].replace('_', '-')} goes with {other}, not with {mode}. Leave it out")
+    if config.port is not None and not 1 <= config.port <= 65535:
+        raise ConfigError(f"--port {config.port}: expected 1 to 65535")
     if any(number < 1 for number in config.threads):
         raise ConfigError(f"--threads {' '.join(map(str, config.threads))}: must be at least 1")
     if config.wheels and not any(config.wheels.glob("*.whl")):
@@ -155,7 +171,7 @@ def _over_adb(config: Config, run: RunDir, artifact: Artifact, model: Path) -> D
         report = android.measure(
             artifact, model, config.benchmark_model, serial=config.serial, threads=config.threads or (1,)
         )
-    name = config.name or report.device.model.replace("/", "-") or report.device.serial
+    name = config.name or f"{report.device.model} {report.device.serial}".strip().replace("/", "-")
     folder = device_folder(run, name, config.scheme)
     save(folder, {"android": report})
     return Deployed(folder, android_row(name, report))
@@ -167,11 +183,12 @@ def _over_ssh(remote: Remote, config: Config, folder: Path, bundle: Bundle) -> d
     Returns:
         Each of COMMANDS -> its report.
     """
-    device = remote.ask("look", root=config.remote_dir)
     contents = needed(folder, bundle)
-    there = f"{device['root']}/{config.scheme}-{contents[0].sha256[:12]}"
+    name = f"{config.scheme}-{contents[0].sha256[:12]}"
+    device = remote.ask("look", root=config.remote_dir, kinds=KINDS, bundle=name, clean=config.clean)
+    there = f"{device['root']}/{name}"
     _copy(remote, there, contents, device["free_bytes"], "bundle")
-    python, venv = _python(remote, config, device, there)
+    python = _python(remote, config, device, there)
     reports = {}
     for name in COMMANDS:
         threads = [str(number) for number in config.threads] if name == "benchmark" else []
@@ -179,8 +196,6 @@ def _over_ssh(remote: Remote, config: Config, folder: Path, bundle: Bundle) -> d
         with progress(f"{name} on {remote.link.name}"):
             done = remote.ask("run", arguments=arguments, folder=there, report=f"reports/{name}.json")
         reports[name] = _report(remote, name, done, bundle)
-    if config.clean:
-        remote.ask("remove", folders=[there, *([venv] if venv else [])])
     return reports
 
 
@@ -210,11 +225,11 @@ def _copy(remote: Remote, folder: str, contents: Sequence[Content], free_bytes: 
         remote.send(folder, contents, bar.advance)
 
 
-def _python(remote: Remote, config: Config, device: dict[str, Any], bundle: str) -> tuple[str, str]:
+def _python(remote: Remote, config: Config, device: dict[str, Any], bundle: str) -> str:
     """Find a Python there that has what the device program needs, or make a virtual environment.
 
     Returns:
-        The path of the program, and of the environment if there is one.
+        The path of the program.
     """
     probe = ["-c", PROBE, f"{bundle}/{PROGRAM}"]
     wheels = _wheels(config)
@@ -228,7 +243,7 @@ def _python(remote: Remote, config: Config, device: dict[str, Any], bundle: str)
         found = remote.ask("run", arguments=["sh", "-c", 'exec "$0" "$@"', python, *probe], folder=bundle)
         if found["status"] == 0:
             log.info("%s: %s, %s", remote.link.name, found["output"].splitlines()[-1], where)
-            return python, venv if python.startswith(venv) else ""
+            return python
     if not device["can_venv"]:
         raise RemoteError(
             f"{remote.link.host}: no venv module there. Install it (Debian: sudo apt install python3-venv)"
@@ -241,7 +256,7 @@ def _python(remote: Remote, config: Config, device: dict[str, Any], bundle: str)
     if wheels:
         _copy(remote, store, wheels, device["free_bytes"] - VENV_BYTES, "wheels")
     _make_venv(remote, venv, store if wheels else "", probe, device["machine"])
-    return f"{venv}/bin/python", venv
+    return f"{venv}/bin/python"
 
 
 def _make_venv(remote: Remote, venv: str, wheels: str, probe: list[str], machine: str) -> None:
@@ -250,7 +265,7 @@ def _make_venv(remote: Remote, venv: str, wheels: str, probe: list[str], machine
     with progress(f"install packages on {remote.link.name}"):
         done = remote.ask("make_venv", folder=venv, pip=pip, choices=REQUIREMENTS, probe=probe)
     if wheels:
-        remote.ask("remove", folders=[wheels])
+        remote.ask("remove", folder=wheels)
     if done["status"] == 0:
         return
     cut_off = any(sign in done["output"] for sign in NO_INDEX)
@@ -266,7 +281,7 @@ def _make_venv(remote: Remote, venv: str, wheels: str, probe: list[str], machine
         advice = f"It is Python {version} on {machine}; name another one with --python, or --wheels FOLDER"
     else:
         advice = "Name another Python with --python"
-    raise RemoteError(f"{remote.link.host}: {done['step']} failed there: {last[0].rstrip('.')}. {advice}")
+    raise RemoteError(f"{remote.link.host}: {done['step']} failed there: {clipped(last[0].rstrip('.'))}. {advice}")
 
 
 def _wheels(config: Config) -> list[Content]:
@@ -277,9 +292,11 @@ def _wheels(config: Config) -> list[Content]:
 def _report(remote: Remote, name: str, done: dict[str, Any], bundle: Bundle) -> Any:
     """Read what the device program wrote, and make sure that it is about the bundle's file."""
     where = f"{remote.link.host}: {name}"
-    if not done["report"]:
+    # A check that failed is status 1, and so is a program that crashed.
+    if not done["report"] or done["status"] not in ((0, 1) if name == "check" else (0,)):
         lines = [line.strip() for line in done["output"].splitlines() if line.strip()]
-        raise RemoteError(f"{where} failed there: {lines[-1] if lines else 'exit status {}'.format(done['status'])}")
+        last = lines[-1] if lines else f"exit status {done['status']}"
+        raise RemoteError(f"{where} failed there: {clipped(last)}")
     try:
         report = from_json(REPORTS[name], done["report"], source=where)
     except ConfigError as error:

@@ -1,104 +1,49 @@
-"""A device at the other end of ssh: one connection, one authentication, and an agent there that does as it is told.
-
-The system's own OpenSSH client is used, so configuration, keys, agent and known hosts of the user hold. Checks of host
-keys are never turned off.
-"""
+"""A device at the other end of ssh: one connection, one authentication, and an agent there that does as it is told."""
 
 import contextlib
 import errno
 import inspect
 import json
+import queue
 import re
-import shlex
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from edgetl.errors import ConfigError, EdgetlError
 from export import remote_agent
+from export.ssh import ENDED, Link, RemoteError, clipped, meaning
 
 OLDEST_PYTHON = (3, 9)
 """That the device program runs on."""
-OPTIONS = {
-    "BatchMode": "yes",  # nobody may be there to answer
-    "ConnectTimeout": "15",
-    "ServerAliveInterval": "5",  # a device that lost its power or network is noticed after 15 s
-    "ServerAliveCountMax": "3",
-    "ClearAllForwardings": "yes",
-    "RemoteCommand": "none",  # the user's configuration may name one, which excludes ours
+GREETING_SECONDS = 40
+"""From the start of ssh to the first word of Python there; a Pi Zero takes 10."""
+PULSE_SECONDS = 10
+"""Between signs of life to an agent that is busy."""
+CLOSING_SECONDS = 20
+"""The agent is patient twice with what it ends, ssh three times with a device that is gone."""
+ENDING_SECONDS = 2
+"""For ssh, once all is said: what the login left running there may hold it."""
+DOING = {
+    "look": "looking at the device",
+    "has": "looking for what is there",
+    "receive": "copying files",
+    "run": "a program ran there",
+    "make_venv": "installing packages",
+    "remove": "deleting files",
 }
-GREETING = "edgetl-agent"
-BOOTSTRAP = (
-    "import sys; sys.path = [p for p in sys.path if p]; "  # a file select.py in the home directory must do no harm
-    f'print("{GREETING} %d.%d" % sys.version_info[:2]); sys.stdout.flush(); '
-    "exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))"
-)
-"""Any shell passes it on as it is, any Python can read it."""
-REASONS = (
-    (
-        "REMOTE HOST IDENTIFICATION HAS CHANGED",
-        "its host key is not the one known here. Only if you know why: "
-        "delete {line}, then ssh to it once by hand and compare the fingerprint",
-    ),
-    (
-        "Host key verification failed",
-        "its host key is unknown here. Run ssh to it once by hand and compare the fingerprint",
-    ),
-    ("Could not resolve hostname", "unknown host name. Check --ssh, or add the device to ~/.ssh/config"),
-    ("Connection refused", "nothing listens there. Check --port, and that the device runs an ssh server"),
-    (
-        "timed out|No route to host|Network is unreachable|not responding",
-        "does not answer. Check that the device is on and in this network",
-    ),
-    (
-        "Permission denied|Too many authentication failures",
-        "does not let you in. Install a key with ssh-copy-id, or name one with --identity",
-    ),
-)
-"""What ssh says, and what it means to the user."""
-
-
-class RemoteError(EdgetlError):
-    """A device can't be reached, or can't do what it is asked for."""
-
-
-@dataclass(frozen=True)
-class Link:
-    """How to reach a device."""
-
-    host: str
-    """As ssh takes it: `host`, `user@host`, or a name of its configuration."""
-    port: int | None = None
-    identity: Path | None = None
-    """File of the private key."""
-    config: Path | None = None
-    """Instead of ~/.ssh/config."""
-    python: str = "python3"
-
-    @property
-    def name(self) -> str:
-        """The host without the user."""
-        return self.host.rpartition("@")[2]
-
-    def arguments(self) -> list[str]:
-        """The command that starts the agent there.
-
-        Raises:
-            ConfigError: a setting that ssh can't or must not see.
-        """
-        if not self.name or self.host.startswith("-") or re.search(r"\s", self.host):
-            raise ConfigError(f"--ssh {self.host!r}: not a host. Expected user@host")
-        for option, path in (("--identity", self.identity), ("--ssh-config", self.config)):
-            if path and not path.expanduser().is_file():
-                raise ConfigError(f"{option} {path}: no such file")
-        options = [word for name, value in OPTIONS.items() for word in ("-o", f"{name}={value}")]
-        options += ["-F", str(self.config.expanduser())] if self.config else []
-        options += ["-p", str(self.port)] if self.port else []
-        options += ["-i", str(self.identity.expanduser())] if self.identity else []
-        return ["ssh", "-T", *options, "--", self.host, f"{shlex.quote(self.python)} -c {shlex.quote(BOOTSTRAP)}"]
+"""The agent's commands in words."""
+ADVICE = {
+    errno.ENOSPC: "Free some space there",
+    errno.EDQUOT: "Free some space there",
+    errno.EFBIG: "Free some space there",
+    errno.EWOULDBLOCK: "Wait until it ends, 2 minutes where the network was lost",
+}
+"""What to do about an error there; for all others, to look."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +71,13 @@ class Remote:
         self.link = link
         self._process = process
         self._said = said
-        assert process.stdin and process.stdout
-        self._input, self._output = process.stdin, process.stdout
+        assert process.stdin
+        self._input = process.stdin
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        self._stray = ""
+        """The last line that was not the agent's."""
         self.python = (0, 0)
         """Version of Python there."""
 
@@ -137,12 +87,17 @@ class Remote:
         Raises:
             RemoteError: no connection, no Python, or one that is too old.
         """
-        found = None
-        while not found:  # a login script may print something first
-            line = self._output.readline()
-            if not line:
-                raise self._unreachable()
-            found = re.search(rf"{GREETING} (\d+)\.(\d+)\s*$", line.decode(errors="replace"))
+        try:
+            told = self._hear(GREETING_SECONDS)
+        except queue.Empty:
+            last = self._ended()[1][-1:] or [self._stray or "it printed nothing"]
+            raise RemoteError(
+                f"{self.link.host}: the login there does not start {self.link.python} within {GREETING_SECONDS:g} s "
+                f"(last line: {clipped(last[0])}). Try ssh by hand"
+            ) from None
+        found = re.fullmatch(r"(\d+)\.(\d+)", told)
+        if not found:
+            raise self._unreachable(told)
         self.python = int(found[1]), int(found[2])
         if self.python < OLDEST_PYTHON:
             raise RemoteError(
@@ -166,7 +121,7 @@ class Remote:
             RemoteError: it could not, or the connection was lost.
         """
         self._send(json.dumps({"command": command, **arguments}).encode() + b"\n")
-        return self._answer(command)
+        return self._answer(DOING[command])
 
     def send(self, folder: str, contents: Sequence[Content], advance: Callable[[int], object]) -> None:
         """Copy files into a folder that gets its name when all of them are there.
@@ -185,7 +140,7 @@ class Remote:
             source = content.source
             self._send(source if isinstance(source, bytes) else source.read_bytes())
             advance(1)
-        if not self._answer("copy")["intact"]:
+        if not self._answer(DOING["receive"])["intact"]:
             raise RemoteError(f"{self.link.host}: files changed on their way to {folder}. Run the same command again")
 
     def _send(self, content: bytes) -> None:
@@ -194,23 +149,60 @@ class Remote:
             self._input.write(content)
             self._input.flush()
 
-    def _answer(self, what: str) -> dict[str, Any]:
-        line = self._output.readline()
-        if not line.endswith(b"\n"):
-            status, said = self._ended()
-            reason = f" ({said[-1]})" if said else f" (ssh ended with status {status})"
-            raise RemoteError(f"{self.link.host}: connection lost during {what}{reason}. Run the same command again")
-        answer: dict[str, Any] = json.loads(line)
+    def _answer(self, doing: str) -> dict[str, Any]:
+        told = None
+        while told is None:
+            try:
+                told = self._hear(PULSE_SECONDS)
+            except queue.Empty:
+                self._send(b"\n")
+        if not told.startswith("{"):
+            status, said = self._ended(told)
+            reason = clipped(said[-1]) if said else f"ssh ended with status {status}"
+            raise RemoteError(f"{self.link.host}: connection lost while {doing} ({reason}). Run the same command again")
+        try:
+            answer: dict[str, Any] = json.loads(told)
+        except json.JSONDecodeError:
+            raise RemoteError(
+                f"{self.link.host}: something else writes into the connection ({clipped(told)}). Look at what the "
+                "login there starts"
+            ) from None
         if "error" in answer:
-            full = answer["errno"] in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            advice = "Free some space there" if full else "Check it there"
+            advice = ADVICE.get(answer["errno"], "Check it there")
             raise RemoteError(f"{self.link.host}: {answer['error']}. {advice}, or choose another --remote-dir")
         return answer
 
-    def _unreachable(self) -> RemoteError:
+    def _listen(self) -> None:
+        assert self._process.stdout
+        with self._process.stdout as output:
+            for line in output:
+                self._lines.put(line)
+        self._lines.put(None)
+
+    def _hear(self, seconds: float) -> str:
+        """Wait for a line of the agent's; anything else there may print lines too.
+
+        Returns:
+            The line without its mark; empty at the end of the connection.
+
+        Raises:
+            queue.Empty: nothing for so long.
+        """
+        end = time.monotonic() + seconds
+        while (line := self._lines.get(timeout=max(0, end - time.monotonic()))) is not None:
+            if time.monotonic() > end:  # it prints without end
+                raise queue.Empty
+            text = line.decode(errors="replace").strip()
+            before, mark, told = text.partition(f"{remote_agent.MARK} ")
+            if mark:
+                return told
+            self._stray = before or self._stray
+        return ""
+
+    def _unreachable(self, told: str) -> RemoteError:
         """Say why ssh ended before Python there said a word."""
-        status, said = self._ended()
-        last = said[-1].removeprefix("ssh: ") if said else f"ended with status {status}"
+        status, said = self._ended(told)
+        last = clipped(said[-1].removeprefix("ssh: ")) if said else f"ended with status {status}"
         if status in (126, 127):
             return RemoteError(
                 f"{self.link.host}: no Python there as {self.link.python} ({last}). Install python3, or name it with "
@@ -220,20 +212,43 @@ class Remote:
             return RemoteError(
                 f"{self.link.host}: {self.link.python} does not work there ({last}). Try it there by hand"
             )
-        for pattern, meaning in REASONS:
-            if re.search(pattern, "\n".join(said)):
-                known = re.search(r"Offending \S+ key in (.+:\d+)", "\n".join(said))
-                meaning = meaning.format(line=known[1] if known else "it from known_hosts")
-                return RemoteError(f"{self.link.host}: {meaning} (ssh: {last})")
+        if known := meaning(said):
+            return RemoteError(f"{self.link.host}: {known} (ssh: {last})")
         return RemoteError(f"{self.link.host}: no connection (ssh: {last}). Try ssh by hand")
 
-    def _ended(self) -> tuple[int, list[str]]:
-        """Wait for ssh; tell its exit status and what it said."""
-        status = self._process.wait()
+    def _ended(self, told: str = "") -> tuple[int, list[str]]:
+        """Wait for ssh, but not long.
+
+        Args:
+            told: the last thing heard: perhaps the exit status of Python there.
+
+        Returns:
+            Exit status, and what ssh and the programs there said on standard error.
+        """
+        self._wait()
+        status = int(told.split()[1]) if told.startswith(ENDED) else self._process.returncode
         self._said.seek(0)
         return status, [
             line.strip() for line in self._said.read().decode(errors="replace").splitlines() if line.strip()
         ]
+
+    def _wait(self) -> None:
+        try:
+            self._process.wait(ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def close(self) -> None:
+        """End the agent, and with it all that it has started, then ssh."""
+        with contextlib.suppress(BrokenPipeError):  # of what was not sent any more
+            self._input.close()  # the agent takes it as the end
+        end = time.monotonic() + CLOSING_SECONDS
+        with contextlib.suppress(queue.Empty):
+            while self._process.poll() is None and self._hear(end - time.monotonic()).startswith("{"):
+                pass
+        self._wait()
+        self._listener.join(ENDING_SECONDS)
 
 
 def listed(contents: Sequence[Content]) -> list[tuple[str, int, str]]:
@@ -261,22 +276,9 @@ def connected(link: Link) -> Iterator[Remote]:
             )
         except FileNotFoundError:
             raise RemoteError("no ssh client here. Install OpenSSH's (Debian: apt install openssh-client)") from None
+        remote = Remote(link, process, said)
         try:
-            remote = Remote(link, process, said)
             remote.greet()
             yield remote
         finally:
-            _close(process)
-
-
-def _close(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin and process.stdout
-    with contextlib.suppress(BrokenPipeError):  # of what was not sent any more
-        process.stdin.close()  # the agent takes it as the end, and ends what it runs
-    try:
-        # The agent is patient twice with what it ends, ssh three times with a device that is gone.
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    process.stdout.close()
+            remote.close()

@@ -1,13 +1,16 @@
 """Runs on a device at the other end of an ssh connection: does what lines on standard input ask for, one at a time.
 
 It is sent there as source and run by the device's own Python (3.9 or later, standard library only), so nothing has to
-be there before. A request is one line of JSON, for `receive` followed by bytes; an answer is one line of JSON. When
-standard input ends, it ends, and with it all that it has started: a host that was killed leaves nothing running.
+be there before. A request is one line of JSON, for `receive` followed by bytes; an answer is one line of JSON with a
+mark before it. While the host waits it sends an empty line now and then. When standard input ends or falls silent, this
+ends, and with it all that it has started: a host that was killed, or lost its network, leaves nothing running.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -19,16 +22,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-IDLE_SECONDS = 120
-"""A host that asks for nothing for this long is gone, whatever the network believes."""
+MARK = "edgetl-agent"
+"""Before each answer: a login script, or what it left running, may print lines too."""
+SILENT_SECONDS = 100
+"""A host that sends nothing for this long is gone, whatever the network believes."""
 PATIENCE_SECONDS = 3
 """What is told to end has this long to do it."""
-PART = re.compile(r"\..+-[0-9a-f]{12}\.(\d+)\.part")
-"""What is not whole yet, and the process that is making it. The folder may be the user's: nothing else is touched."""
+OURS = re.compile(r"(?P<part>\.)?(?P<kind>\w+)-[0-9a-f]{12}(?(part)\.\w+\.part)")
+"""Names of what is put here, and what is not whole yet. The folder may be the user's: nothing else is touched."""
 KEPT = 200_000
 """Bytes of a program's output that are worth keeping: the last ones."""
 
@@ -37,23 +43,27 @@ class HostGoneError(Exception):
     """Nobody is listening any more."""
 
 
-def look(root: str) -> dict[str, Any]:
-    """Tell what this device is, and remove what earlier connections left half done.
+def look(root: str, kinds: list[str], bundle: str, clean: bool) -> dict[str, Any]:
+    """Tell what this device is. Remove what nobody needs: what was left half done, and other bundles of this kind.
 
     Args:
-        root: folder of all that is put here.
+        root: folder of all that is put here; this process alone uses it from now on.
+        kinds: what names in it may begin with.
+        bundle: name of the bundle that will be used.
+        clean: at the end, however it comes, remove all that was ever put here.
     """
     folder = _absolute(root)
-    for left in folder.glob(".*.part"):
-        ours = PART.fullmatch(left.name)
-        if ours and not _alive(int(ours[1])):
-            shutil.rmtree(left, ignore_errors=True)
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    folder.mkdir(parents=True, exist_ok=True)
+    _lock(folder)
+    if clean:
+        AT_END.append(lambda: _clear(folder, kinds))
+    passing = ("wheels", bundle.rpartition("-")[0])
+    _sweep(folder, kinds, lambda name: bool(name["part"]) or (name["kind"] in passing and name[0] != bundle))
     return {
         "root": str(folder),
         "executable": sys.executable,
         "machine": platform.machine(),
-        "free_bytes": shutil.disk_usage(there).free,
+        "free_bytes": shutil.disk_usage(folder).free,
         "can_venv": all(importlib.util.find_spec(module) for module in ("venv", "ensurepip")),
     }
 
@@ -97,6 +107,9 @@ def run(arguments: list[str], folder: str, report: str = "") -> dict[str, Any]:
         folder: where to run it.
         report: file in that folder which it writes, if there is one to be brought back.
     """
+    path = Path(folder) / report
+    if report:  # one of an earlier time must not pass for what this program says
+        path.unlink(missing_ok=True)
     child = subprocess.Popen(  # in a session of its own: it can be ended with all that it starts
         arguments,
         cwd=folder,
@@ -110,8 +123,12 @@ def run(arguments: list[str], folder: str, report: str = "") -> dict[str, Any]:
     try:
         while True:
             ready, _, _ = select.select([child.stdout, sys.stdin], [], [])
-            if sys.stdin in ready:  # the host sends nothing while it waits: this is the end
-                raise HostGoneError
+            if sys.stdin in ready:  # the host asks for nothing while it waits
+                if not os.read(sys.stdin.fileno(), 65536):
+                    raise HostGoneError
+                _heard()
+            if child.stdout not in ready:
+                continue
             chunk = os.read(child.stdout.fileno(), 65536)
             if not chunk:
                 break
@@ -119,8 +136,7 @@ def run(arguments: list[str], folder: str, report: str = "") -> dict[str, Any]:
         child.wait()
     finally:
         _end(child)
-    path = Path(folder) / report
-    text = path.read_text(encoding="utf-8") if report and child.returncode in (0, 1) and path.is_file() else ""
+    text = path.read_text(encoding="utf-8") if report and path.is_file() else ""
     return {"status": child.returncode, "output": output.decode(errors="replace"), "report": text}
 
 
@@ -130,7 +146,7 @@ def make_venv(folder: str, pip: list[str], choices: list[list[str]], probe: list
     Args:
         folder: where.
         pip: arguments of `pip install`.
-        choices: requirements; the first ones that there are packages of are taken.
+        choices: requirements, the name of a package first; the next ones count where there is no such package.
         probe: arguments that its Python must end with status 0 for.
     """
     done: dict[str, Any] = {}
@@ -142,18 +158,18 @@ def make_venv(folder: str, pip: list[str], choices: list[list[str]], probe: list
     with contextlib.suppress(_AbandonedError), _replacing(Path(folder)) as part:
         python = str(part / "bin" / "python")
         made = step("venv", sys.executable, "-m", "venv", str(part))
-        made = made and any(step("pip", python, "-m", "pip", "install", *pip, *choice) for choice in choices)
+        for choice in choices if made else ():
+            made = step("pip", python, "-m", "pip", "install", *pip, *choice)
+            if made or f"No matching distribution found for {choice[0]}" not in done["output"]:
+                break
         if not made or not step("probe", python, *probe):
             raise _AbandonedError
     return done
 
 
-def remove(folders: list[str]) -> dict[str, Any]:
-    """Delete folders, and the one that they lie in if nothing is left in it."""
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            Path(folder).parent.rmdir()
+def remove(folder: str) -> dict[str, Any]:
+    """Delete a folder."""
+    shutil.rmtree(folder, ignore_errors=True)
     return {}
 
 
@@ -165,6 +181,8 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "make_venv": make_venv,
     "remove": remove,
 }
+AT_END: list[Callable[[], object]] = []
+"""What is still to be done when the connection has ended."""
 
 
 class _AbandonedError(Exception):
@@ -174,8 +192,8 @@ class _AbandonedError(Exception):
 @contextlib.contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """Give a new folder the name when the block ends without an error; else leave nothing of it."""
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(".part", f".{folder.name}.", folder.parent))
     try:
         yield part
         if folder.exists():
@@ -186,10 +204,12 @@ def _replacing(folder: Path) -> Iterator[Path]:
 
 
 def _copy(file: Any, size: int) -> None:
+    stream: Any = sys.stdin.buffer
     while size:
-        chunk = sys.stdin.buffer.read(min(size, 1 << 20))
+        chunk = stream.read1(min(size, 1 << 20))
         if not chunk:
             raise HostGoneError
+        _heard()
         file.write(chunk)
         size -= len(chunk)
 
@@ -203,48 +223,83 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _absolute(root: str) -> Path:
-    return (Path.home() / Path(root).expanduser()).absolute()
+    try:
+        return (Path.home() / Path(root).expanduser()).absolute()
+    except RuntimeError:  # of a user who is not there
+        raise OSError(errno.ENOENT, "no such home directory", root) from None
+
+
+def _lock(folder: Path) -> None:
+    try:
+        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
+    except BlockingIOError:
+        raise OSError(errno.EWOULDBLOCK, "another deployment is running there", str(folder)) from None
+    except OSError:  # a file system that knows no locks
+        pass
+
+
+def _sweep(folder: Path, kinds: list[str], unneeded: Callable[[re.Match[str]], bool]) -> None:
+    """Remove what is ours and not needed."""
+    for path in folder.iterdir():
+        name = OURS.fullmatch(path.name)
+        if name and name["kind"] in kinds and unneeded(name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _clear(folder: Path, kinds: list[str]) -> None:
+    _sweep(folder, kinds, lambda _: True)
+    with contextlib.suppress(OSError):  # the user keeps other things there
+        folder.rmdir()
 
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (OverflowError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
+def _heard() -> None:
+    """The host is there: be patient again."""
+    signal.setitimer(signal.ITIMER_REAL, SILENT_SECONDS)
 
 
 def _stop(*_: object) -> None:
+    _on_signals(signal.SIG_IGN)  # the first one is enough, the rest must not disturb the end
     raise HostGoneError
+
+
+def _on_signals(handler: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, handler)
 
 
 def serve() -> None:
     """Do what standard input asks for until it ends, or until something goes wrong."""
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM):
-        signal.signal(number, _stop)
-    with contextlib.suppress(HostGoneError, BrokenPipeError):
+    _on_signals(_stop)
+    try:
         while True:
-            signal.alarm(IDLE_SECONDS)
+            _heard()
             line = sys.stdin.buffer.readline()
-            signal.alarm(0)
             if not line:
                 return
-            request = json.loads(line)
-            try:
-                answer = COMMANDS[request.pop("command")](**request)
-            except OSError as error:
-                where = f"{error.filename}: " if error.filename else ""
-                answer = {"error": f"{where}{error.strerror or error}", "errno": error.errno}
-            sys.stdout.write(json.dumps(answer) + "\n")
-            sys.stdout.flush()
-            if "error" in answer:
+            if line.strip() and not _answered(json.loads(line)):
                 return
+    except (HostGoneError, BrokenPipeError):
+        pass
+    finally:
+        _on_signals(signal.SIG_IGN)
+        for last in AT_END:
+            last()
+
+
+def _answered(request: dict[str, Any]) -> bool:
+    """Do one thing, and tell whether it worked."""
+    try:
+        answer = COMMANDS[request.pop("command")](**request)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        answer = {"error": f"{where}{error.strerror or error}", "errno": error.errno}
+    sys.stdout.write(f"{MARK} {json.dumps(answer)}\n")
+    sys.stdout.flush()
+    return "error" not in answer
 
 
 if __name__ == "__main__":

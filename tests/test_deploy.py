@@ -1,6 +1,7 @@
 """A device's figures come home whole or not at all; what goes wrong is one line. With a real sshd: tests/clients."""
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -17,11 +18,11 @@ import pytest
 from edgetl.config import from_json, to_json
 from edgetl.errors import ArtifactError, ConfigError, RunError
 from edgetl.rundir import RunDir, sha256_of
-from export import android, bundle, deploy, devices, remote, remote_agent, report
+from export import android, bundle, deploy, devices, remote, remote_agent, report, ssh
 from export.artifacts import find_artifacts
 from export.deploy import Config, main
 from export.device.contents import read_bundle
-from export.remote import Link, RemoteError
+from export.ssh import Link, RemoteError
 
 THIS_MACHINE = '#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n'
 """An ssh that reaches no further than this machine."""
@@ -82,7 +83,15 @@ def test_ssh_sees_what_the_user_said_and_keeps_its_checks() -> None:
     assert "BatchMode=yes" in words and not any("HostKey" in word or "KnownHosts" in word for word in words)
     # What a POSIX shell makes of the last word: the program as it was given, and one argument.
     split = subprocess.run(["sh", "-c", f"printf '%s\\n' {words[-1]}"], capture_output=True, text=True, check=True)
-    assert split.stdout.splitlines() == ["/opt/my python's/python3", "-c", remote.BOOTSTRAP]
+    assert split.stdout.splitlines() == ["sh", "-c", ssh.LAUNCH, "/opt/my python's/python3", ssh.BOOTSTRAP]
+
+
+def test_python_in_the_home_directory_there(programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "a home"))
+    install(tmp_path / "a home", "my python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    install(programs, "ssh", THIS_MACHINE)
+    with remote.connected(Link("board", python="~/my python")) as device:
+        assert device.python == sys.version_info[:2]
 
 
 @pytest.mark.parametrize("host", ["-oProxyCommand=touch x", "-v", "pi@", "a b", "pi@bo\nard"])
@@ -103,6 +112,9 @@ def test_hosts_that_ssh_must_not_see(shipped: Path, tmp_path: Path, host: str) -
         ({"name": ".hidden"}, "folder's name"),
         ({"identity": Path("/none")}, "--identity /none: no such file"),
         ({"ssh_config": Path("/none")}, "--ssh-config /none: no such file"),
+        ({"port": 0}, "--port 0: expected 1 to 65535"),
+        ({"serial": "x"}, "--serial goes with --adb, not with --ssh"),
+        ({"ssh": "", "adb": True, "benchmark_model": Path("x")}, "--python goes with --ssh, not with --adb"),
     ],
 )
 def test_settings_that_cannot_work(shipped: Path, tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -183,6 +195,7 @@ SAID = [
         "Host key verification failed.",
         "delete /home/me/known hosts:3",
     ),
+    ("Idle sessions are timed out.\npi@board: Permission denied (publickey).", "does not let you in"),
     ("kex_exchange_identification: read: Connection reset by peer", "no connection (ssh: kex_exchange"),
 ]
 
@@ -201,25 +214,41 @@ def test_what_ssh_says_becomes_one_line(programs: Path, said: str, meaning: str)
         ("#!/bin/sh\nexit 127\n", "no Python there"),
         ("#!/bin/sh\necho 'edgetl-agent 3.8'; read line\n", "is Python 3.8, the device program needs 3.9"),
         ("#!/bin/sh\necho broken >&2; exit 1\n", "does not work there (broken)"),
+        ("#!/bin/sh\necho broken >&2; sleep 20 & echo edgetl-agent ended 127\n", "no Python there as python3 (broken)"),
+        ("#!/bin/sh\necho Choose a shell; exec sleep 20\n", "within 0.3 s (last line: Choose a shell)"),
+        ("#!/bin/sh\nprintf %02000d 0 >&2; exit 1\n", f"does not work there ({'0' * 300}...)"),
         (None, "no ssh client here"),
     ],
 )
 def test_devices_without_a_python_that_will_do(
     programs: Path, monkeypatch: pytest.MonkeyPatch, program: str | None, meaning: str
 ) -> None:
+    monkeypatch.setattr(remote, "ENDING_SECONDS", 0.1)
     if program:
+        monkeypatch.setattr(remote, "GREETING_SECONDS", 0.3 if "Choose" in program else 20)
         install(programs, "ssh", program)
     else:
         monkeypatch.setenv("PATH", "/nonexistent")
+    begin = time.monotonic()
     with pytest.raises(RemoteError, match=re.escape(meaning)), remote.connected(Link("board")):
         pass
+    assert time.monotonic() - begin < 10  # some of these sleep for 20 s
 
 
-def test_login_scripts_may_be_chatty(programs: Path, tmp_path: Path) -> None:
-    install(programs, "ssh", THIS_MACHINE.replace("exec", "echo Welcome; printf 'no newline '; exec"))
+def test_login_scripts_may_be_chatty_and_leave_something_running(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "ENDING_SECONDS", 0.1)
+    later = "(while [ ! -e asked ]; do sleep 0.02; done; echo; echo stray; touch said; sleep 20) &"
+    login = f"cd {tmp_path}; echo Welcome; {later} printf 'no newline '; sh -c \"$last\"; wait"
+    install(programs, "ssh", THIS_MACHINE.replace('exec sh -c "$last"', login))
+    begin = time.monotonic()
     with remote.connected(Link("board", python=sys.executable)) as device:
         assert device.python == sys.version_info[:2]
-        assert device.ask("look", root=str(tmp_path))["executable"]
+        wait = "touch asked; until [ -e said ]; do sleep 0.02; done"
+        done = device.ask("run", arguments=["sh", "-c", wait], folder=str(tmp_path))
+        assert done["status"] == 0
+    assert time.monotonic() - begin < 10  # neither the job's 20 s nor the 20 s of patience
 
 
 def test_agent_runs_on_old_pythons_and_keeps_to_its_folder(programs: Path, tmp_path: Path) -> None:
@@ -237,27 +266,120 @@ def test_agent_runs_on_old_pythons_and_keeps_to_its_folder(programs: Path, tmp_p
     assert not list((tmp_path / "device").iterdir())
 
 
-def test_agent_sweeps_its_own_leftovers_only(tmp_path: Path, programs: Path) -> None:
+def look(device: remote.Remote, root: Path, *, clean: bool = False) -> dict[str, object]:
+    return device.ask("look", root=str(root), kinds=deploy.KINDS, bundle="int8-0123456789ab", clean=clean)
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_agent_sweeps_its_own_leftovers_only(tmp_path: Path, programs: Path, clean: bool) -> None:
     install(programs, "ssh", THIS_MACHINE)
     home = tmp_path / "home"
-    names = (".int8-0123456789ab.999999999.part", f".int8-0123456789ab.{os.getpid()}.part", ".movie.part", ".x.1.part")
-    for name in names:
+    theirs = {".movie.part", ".x.1.part", "int8-mine", "data-0123456789ab"}
+    kept = {"int8-0123456789ab", "float32-ba9876543210", "venv-ba9876543210"}
+    part = f".int8-0123456789ab.{os.getpid()}.part"  # of a process that is alive: ids come again
+    for name in (part, "int8-ba9876543210", "wheels-ba9876543210", *kept, *theirs):
         (home / name).mkdir(parents=True)
-    with remote.connected(Link("board", python=sys.executable)) as device:
-        device.ask("look", root=str(home))
-    assert {path.name for path in home.iterdir()} == set(names[1:])  # the second one's process is alive
+    with contextlib.suppress(RemoteError), remote.connected(Link("board", python=sys.executable)) as device:
+        look(device, home, clean=clean)
+        device.send(str(home / "int8-0123456789ab"), [remote.Content("../up", b"12", 2, "")], lambda _: None)
+    assert {path.name for path in home.iterdir()} == (theirs if clean else theirs | kept)
+
+
+def test_two_deployments_at_once(tmp_path: Path, programs: Path) -> None:
+    install(programs, "ssh", THIS_MACHINE)
+    link = Link("board", python=sys.executable)
+    with remote.connected(link) as first:
+        look(first, tmp_path / "home")
+        message = r"home: another deployment is running there\. Wait until it ends"
+        with pytest.raises(RemoteError, match=message), remote.connected(link) as second:
+            look(second, tmp_path / "home", clean=True)
+        assert (tmp_path / "home").is_dir()
+    with remote.connected(link) as third:
+        look(third, tmp_path / "home", clean=True)
+    assert not (tmp_path / "home").exists()
+
+
+def test_remote_folders_that_cannot_be(programs: Path) -> None:
+    install(programs, "ssh", THIS_MACHINE)
+    message = r"board: ~nosuch/x: no such home directory\. Check it there"
+    with (
+        pytest.raises(RemoteError, match=message),
+        remote.connected(Link("board", python=sys.executable)) as device,
+    ):
+        look(device, Path("~nosuch/x"))
+
+
+def test_program_that_crashes_cannot_pass_off_an_old_report(
+    deployed: tuple[deploy.Deployed, Path, Path], tmp_path: Path, programs: Path
+) -> None:
+    done, run, _ = deployed
+    install(programs, "ssh", THIS_MACHINE)
+    bundle = read_bundle(run / "bundles" / "int8")
+    for name in ("check", "benchmark"):
+        (tmp_path / "report.json").write_bytes((done.folder / f"{name}.json").read_bytes())
+        with remote.connected(Link("board", python=sys.executable)) as device:
+            crash = [sys.executable, "-c", "raise ValueError('broken')"]
+            found = device.ask("run", arguments=crash, folder=str(tmp_path), report="report.json")
+            assert found["status"] == 1
+            with pytest.raises(RemoteError, match=rf"board: {name} failed there: ValueError: broken"):
+                deploy._report(device, name, found, bundle)
+            if name == "benchmark":  # written, but not to the end
+                found["report"] = (done.folder / f"{name}.json").read_text()
+                with pytest.raises(RemoteError, match="failed there"):
+                    deploy._report(device, name, found, bundle)
+
+
+PIP = """#!/bin/sh
+[ "$2" = venv ] && mkdir "$3/bin" && cp "$0" "$3/bin/python" && exit
+for last; do :; done
+echo "$last" >> {asked}
+echo 'ERROR: No matching distribution found for {missing}'
+exit 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("missing", "asked"),
+    [("ai-edge-litert", ["ai-edge-litert", "tflite-runtime"]), ("flatbuffers", ["ai-edge-litert"])],
+)
+def test_the_older_interpreter_is_for_devices_without_wheels_of_the_newer(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, asked: list[str]
+) -> None:
+    monkeypatch.setattr(deploy, "REQUIREMENTS", [[name] for name, *_ in deploy.REQUIREMENTS])
+    install(programs, "ssh", THIS_MACHINE)
+    base = install(programs, "base", PIP.format(asked=tmp_path / "asked", missing=missing))
+    start = f"import sys; sys.executable = {str(base)!r}; exec(sys.argv[2])"
+    python = install(programs, "python", f"#!{sys.executable}\n{start}\n")
+    with (
+        pytest.raises(RemoteError, match=f"pip failed there: ERROR: No matching distribution found for {missing}"),
+        remote.connected(Link("board", python=str(python))) as device,
+    ):
+        deploy._make_venv(device, str(tmp_path / "there" / "venv"), "", [], "armv7l")
+    assert (tmp_path / "asked").read_text().split() == asked
+    assert not list((tmp_path / "there").iterdir())
+
+
+def agent(folder: Path, changes: dict[str, str], *requests: bytes) -> subprocess.Popen[bytes]:
+    """Start an agent with other constants, and ask it for something."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ssh.BOOTSTRAP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder
+    )
+    assert process.stdin
+    source = inspect.getsource(remote_agent)
+    for old, new in changes.items():
+        assert old in source
+        source = source.replace(old, new)
+    process.stdin.write(b"%d\n" % len(source.encode()) + source.encode() + b"".join(requests))
+    process.stdin.flush()
+    return process
 
 
 def test_agent_ends_with_its_host_and_takes_what_it_started_along(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", remote.BOOTSTRAP], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path
-    )
-    assert process.stdin and process.stdout
-    source = inspect.getsource(remote_agent).replace("PATIENCE_SECONDS = 3", "PATIENCE_SECONDS = 0.2").encode()
     stubborn = "trap '' TERM; sh -c 'echo $$ > grandchild; exec sleep 60' & echo $$ > child; wait; sleep 60"
     request = {"command": "run", "arguments": ["sh", "-c", stubborn], "folder": str(tmp_path)}
-    process.stdin.write(b"%d\n" % len(source) + source + json.dumps(request).encode() + b"\n")
-    process.stdin.flush()
+    changes = {"PATIENCE_SECONDS = 3": "PATIENCE_SECONDS = 0.2"}
+    process = agent(tmp_path, changes, json.dumps(request).encode() + b"\n")
+    assert process.stdin
     started = [tmp_path / "child", tmp_path / "grandchild"]
     end = time.monotonic() + 20
     while not all(path.is_file() and path.read_text().strip() for path in started):
@@ -268,6 +390,27 @@ def test_agent_ends_with_its_host_and_takes_what_it_started_along(tmp_path: Path
     while any(running(int(path.read_text())) for path in started):
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_agent_ends_when_its_host_falls_silent(tmp_path: Path) -> None:
+    # A sign of life is enough to go on: see the next test. Nothing closes these pipes: so it is when a network is cut, not closed.
+    run = {"command": "run", "arguments": ["sh", "-c", "echo $$ > child; exec sleep 60"], "folder": str(tmp_path)}
+    receive = {"command": "receive", "folder": str(tmp_path / "bundle"), "files": [["file", 1000, ""]]}
+    requests = (json.dumps(run).encode() + b"\n", json.dumps(receive).encode() + b"\n" + bytes(10))
+    changes = {"SILENT_SECONDS = 100": "SILENT_SECONDS = 0.6"}
+    silent = [agent(tmp_path, changes, request) for request in requests]
+    assert [process.wait(10) for process in silent] == [0, 0]
+    assert not running(int((tmp_path / "child").read_text()))
+    assert {path.name for path in tmp_path.iterdir()} == {"child"}
+
+
+def test_host_gives_signs_of_life(programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(programs, "ssh", THIS_MACHINE)
+    monkeypatch.setattr(remote, "PULSE_SECONDS", 0.2)
+    source = inspect.getsource(remote_agent).replace("SILENT_SECONDS = 100", "SILENT_SECONDS = 1")
+    monkeypatch.setattr(inspect, "getsource", lambda _: source)
+    with remote.connected(Link("board", python=sys.executable)) as device:
+        assert device.ask("run", arguments=["sleep", "1.2"], folder=str(tmp_path))["status"] == 0
 
 
 def running(process: int) -> bool:
@@ -355,12 +498,15 @@ def on_phone(run: Path, tool: Path, **changes: object) -> Config:
     return Config(run, adb=True, benchmark_model=tool, **changes)  # type: ignore[arg-type]
 
 
-def test_android_figures_come_home_and_nothing_stays(there: Path, phone: Path, programs: Path) -> None:
+def test_android_figures_come_home_and_nothing_stays(
+    there: Path, phone: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(android, "RUNS", 20)
     tool = install(
         programs, "benchmark_model", TOOL.format(python=sys.executable, here=str(Path(__file__).parent.parent))
     )
     done = main(on_phone(there, tool, threads=(1, 2)))
-    assert done.folder == there / "devices" / "Acme One" / "int8" and deploy.status(done) == 0
+    assert done.folder == there / "devices" / "Acme One emulator-5554" / "int8" and deploy.status(done) == 0
     written = from_json(android.AndroidReport, (done.folder / "android.json").read_bytes())
     assert [each.threads for each in written.timings] == [1, 2] and written.timings[0].runs == android.RUNS
     assert (written.device.android, written.device.processor, written.tool_sha256) == ("14", "", sha256_of(tool))
@@ -407,6 +553,9 @@ def test_tools_that_cannot_run_there(there: Path, phone: Path, programs: Path, m
     with pytest.raises(RemoteError, match=r"adb push failed: .*No space left on device. Free some space on the device"):
         main(on_phone(there, broken))
     assert {path.name for path in phone.iterdir()} == {"devices", "full"} and not (there / "devices").exists()
+    install(programs, "adb", "#!/bin/sh\nexec sleep 20\n")
+    with pytest.raises(RemoteError, match=r"adb devices: no answer within 0.2 s"):
+        android._adb("devices", seconds=0.2)
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(ConfigError, match="no adb here"):
         main(on_phone(there, broken))
