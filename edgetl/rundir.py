@@ -77,8 +77,12 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     Raises:
         OSError: no space, no permission; the temporary file is removed.
     """
+    data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or a device stays what it is
+        path.write_bytes(data)
+        return
     with new_file(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(data)
 
 
 @contextlib.contextmanager

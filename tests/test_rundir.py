@@ -60,6 +60,14 @@ def content(folder: Path) -> dict[str, bytes]:
 # --- writing files --------------------------------------------------------------------------------------------------
 
 
+def test_write_atomic_leaves_a_pipe_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE) as reader:
+        write_atomic(tmp_path / "pipe", "text")
+        assert reader.communicate(timeout=30)[0] == b"text"
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_write_atomic_writes_text_and_bytes(tmp_path: Path) -> None:
     write_atomic(tmp_path / "a.txt", "grün\n")
     write_atomic(tmp_path / "b.bin", b"\x00\xff")
