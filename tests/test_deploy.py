@@ -393,7 +393,7 @@ def test_agent_ends_with_its_host_and_takes_what_it_started_along(tmp_path: Path
 
 
 def test_agent_ends_when_its_host_falls_silent(tmp_path: Path) -> None:
-    # A sign of life is enough to go on: see the next test. Nothing closes these pipes: so it is when a network is cut, not closed.
+    # Nothing closes these pipes: so it is when a network is cut. That a sign of life is enough: the next test.
     run = {"command": "run", "arguments": ["sh", "-c", "echo $$ > child; exec sleep 60"], "folder": str(tmp_path)}
     receive = {"command": "receive", "folder": str(tmp_path / "bundle"), "files": [["file", 1000, ""]]}
     requests = (json.dumps(run).encode() + b"\n", json.dumps(receive).encode() + b"\n" + bytes(10))

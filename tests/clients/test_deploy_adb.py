@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from export import android
-from export.remote import RemoteError
+from export.ssh import RemoteError
 
 pytestmark = pytest.mark.clients
 

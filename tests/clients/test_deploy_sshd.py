@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from edgetl.rundir import open_run, read_json
-from export import bundle, deploy, devices, report
+from export import bundle, deploy, devices, remote, report
 from export.device.check import CheckReport
+from export.ssh import Link
 
 pytestmark = pytest.mark.clients
 
@@ -353,7 +354,7 @@ def test_connection_that_breaks_in_the_middle_of_a_transfer(server: Server, ther
         os.kill(session, signal.SIGKILL)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2 and not out, err
-    assert "connection lost during copy" in err.decode().splitlines()[-1]
+    assert "connection lost while copying files" in err.decode().splitlines()[-1]
     assert not (there / "devices").exists()
     nothing_left(server, root)
 
@@ -389,7 +390,7 @@ def test_whatever_ends_the_command_ends_the_device_program(
     slow.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}/site exec {shlex.quote(sys.executable)} "$@"\n')
     slow.chmod(0o755)
     root = tmp_path / "device"
-    process = subprocess.Popen(command(server, there, root, python=str(slow)), stderr=subprocess.PIPE)
+    process = subprocess.Popen(command(server, there, root, "--clean", python=str(slow)), stderr=subprocess.PIPE)
     until(lambda: checking(root))
     process.send_signal(end)
     _, err = process.communicate(timeout=60)
@@ -397,5 +398,28 @@ def test_whatever_ends_the_command_ends_the_device_program(
     if status > 0:
         assert "interrupted" in err.decode().splitlines()[-1]
     nothing_left(server, root)
+    assert not root.exists()  # --clean holds, whatever the end
     assert not (there / "devices").exists()
     assert open_run(there)
+
+
+def test_login_that_leaves_a_job_with_our_output_delays_nothing(server: Server, there: Path, tmp_path: Path) -> None:
+    key = made_key(tmp_path / "key")
+    job = tmp_path / "job"
+    forced = f'sleep 60 & echo $! > {job}; eval "$SSH_ORIGINAL_COMMAND"'.replace('"', '\\"')
+    with (server.folder / "authorized_keys").open("a") as keys:
+        keys.write(f'command="{forced}" {Path(f"{key}.pub").read_text()}')
+    config = tmp_path / "config"
+    config.write_text(server.config.read_text().replace(str(server.folder / "user_key"), str(key)))
+
+    def in_time(begin: float) -> bool:
+        os.kill(int(job.read_text()), signal.SIGTERM)  # it is there: else this raises
+        return time.monotonic() - begin < 15  # two seconds for ssh, and this program's start; the job takes 60
+
+    begin = time.monotonic()
+    line = refused(command(server, there, tmp_path / "device", "--ssh-config", str(config), python="/none/python"))
+    assert "no Python there as /none/python" in line and in_time(begin)
+    begin = time.monotonic()
+    with remote.connected(Link("board", config=config, python=sys.executable)) as device:
+        assert device.python == sys.version_info[:2]
+    assert in_time(begin)
