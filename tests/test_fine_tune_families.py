@@ -18,7 +18,6 @@ from export import convert, evaluate
 from export.artifacts import find_artifacts
 from recipes import fine_tune
 
-slow = pytest.mark.slow
 FAMILIES = [
     "VGG16",
     "ResNet50",
@@ -35,7 +34,6 @@ FAMILIES = [
     "NASNetMobile",
     "ConvNeXtTiny",
 ]
-DEFAULT = {"MobileNetV2"}
 NO_INT8 = {"ConvNeXtTiny"}
 """Refused by design: its LayerNormalization loses the task in int8."""
 THAW = {"NASNetMobile": 3}
@@ -70,7 +68,8 @@ def weights_file(row: Backbone, side: int, photos: Path, path: Path) -> dict[str
     return {variable.path: np.array(variable) for variable in backbone.weights}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in DEFAULT else slow) for name in FAMILIES])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_fine_tuned_and_exported(name: str, photos: Path, tmp_path: Path) -> None:
     row, thaw = get(name), THAW.get(name, 2)
     before = weights_file(row, row.min_size, photos, tmp_path / "start.weights.h5")

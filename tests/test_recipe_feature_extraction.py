@@ -90,7 +90,8 @@ def test_the_model_is_flat_takes_raw_pixels_and_is_frozen_below_the_head(trained
         np.testing.assert_array_equal(before, after)
 
 
-@pytest.mark.parametrize("head", ["mlp", pytest.param("linear", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["mlp", "linear"])
 def test_the_same_seed_twice_is_the_same_model(head: str, photo_folder: Path, tmp_path: Path) -> None:
     runs = [
         main(
@@ -107,6 +108,7 @@ def test_the_same_seed_twice_is_the_same_model(head: str, photo_folder: Path, tm
         assert "mlp (8,)" in read_json(Metrics, runs[0].path / METRICS).head
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_split(photo_folder: Path, tmp_path: Path) -> None:
     first, second = (main(config(photo_folder, tmp_path / f"{seed}", seed=seed)) for seed in (1, 2))
     assert parts(first) != parts(second)
@@ -124,6 +126,7 @@ def test_a_split_that_the_folder_brings_is_kept(tmp_path: Path) -> None:
     assert all(id_.startswith(folder[name]) for name, ids in found.items() for id_ in ids)
 
 
+@pytest.mark.slow
 def test_weights_from_a_file_are_used_and_told_apart(photo_folder: Path, tmp_path: Path) -> None:
     keras.utils.set_random_seed(99)
     backbone = build("MobileNetV3Small", ImageInput(32, 32), "none")
