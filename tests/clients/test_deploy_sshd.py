@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.rundir import open_run, read_json
+from edgetl.rundir import open_run, read_json, sha256_of
 from export import bundle, deploy, devices, remote, report
 from export.device.check import CheckReport
 from export.ssh import Link
@@ -196,7 +196,7 @@ def test_second_time_copies_nothing_and_a_damaged_copy_is_replaced(server: Serve
 def test_environment_is_made_with_pip_from_wheels_and_used_again(server: Server, there: Path, tmp_path: Path) -> None:
     wheels, root = tmp_path / "wheels", tmp_path / "device"
     base = str(Path(sys.base_prefix) / "bin" / "python3")  # knows none of our packages
-    fetch = [base, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "-d", wheels, *deploy.REQUIREMENTS[0]]
+    fetch = [base, "-m", "pip", "download", "-q", "--only-binary=:all:", "-d", str(wheels), *deploy.REQUIREMENTS[0]]
     subprocess.run(fetch, check=True)
     done = deploy.main(settings(server, there, root, python=base, wheels=wheels))
     (venv,) = root.glob("venv-*")
@@ -238,7 +238,7 @@ def test_failed_check_is_reported_and_brought_back(server: Server, there: Path, 
     expected.write_text(json.dumps(sample))
     about = there / "bundles" / "int8" / "bundle.json"
     changed = json.loads(about.read_bytes())
-    changed["files"]["sample/expected.json"] = deploy.sha256_of(expected)
+    changed["files"]["sample/expected.json"] = sha256_of(expected)
     about.write_text(json.dumps(changed))
     done = subprocess.run(command(server, there, tmp_path / "device"), capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "FAILED" in done.stdout, done
