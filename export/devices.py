@@ -166,7 +166,7 @@ def device_row(name: str, info: InfoReport, check: CheckReport, benchmark: Bench
         device=str(found.device),
         scheme=info.scheme,
         sha256=info.sha256,
-        kernels=found.kernels,
+        kernels=found.kernels_used,
         runtime=found.runtime,
         time=found.time,
         samples=len(check.photos),
