@@ -12,7 +12,7 @@ CLIENTS := .venv-clients
 OLD := .venv-old
 PROGRAMS := chromium sshd:openssh-server ssh:openssh-client adb g++ npm ps:procps
 
-.PHONY: demo test test-slow test-clients programs check format lock benchmarks families clean
+.PHONY: demo test test-slow test-clients test-clients-slow programs check format lock benchmarks families clean
 
 demo: $(READY)  ## photos -> trained, quantized, measured: one table
 	$(BIN)/python -m recipes.fine_tune --data elpv --backbone EfficientNetLite0 --augment symmetries --epochs 8 --out $(RUN)
@@ -25,10 +25,13 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not clients and not browser"
+
+test-clients-slow: $(READY) $(CLIENTS)/.installed  ## every family on tflite-micro and Vela
+	$(CLIENTS)/bin/python -m pytest -m "(clients or browser) and slow"
 
 test-clients: $(READY) $(CLIENTS)/.installed $(OLD)/.installed programs  ## the file in other people's software, a browser, over ssh
-	$(CLIENTS)/bin/python -m pytest -m "clients or browser"
+	$(CLIENTS)/bin/python -m pytest -m "(clients or browser) and not slow"
 
 check: $(READY)
 	$(BIN)/ruff check .
