@@ -332,6 +332,15 @@ def test_files_that_are_no_photos_say_so_and_leave_the_others_alone(page: Any) -
     assert "%" in cards.filter(has_text="good.jpg").inner_text()
 
 
+def test_a_webp_whose_sizes_go_round_in_circles_does_not_hang_the_page(page: Any) -> None:
+    # A chunk of 2^32 - 9 bytes: with the padding in 32 bits, the next chunk would begin where this one does.
+    body = b"WEBPVP8 " + (2**32 - 9).to_bytes(4, "little") + bytes(32)
+    content = b"RIFF" + len(body).to_bytes(4, "little") + body
+    page.set_input_files("#files", [{"name": "round.webp", "mimeType": "image/webp", "buffer": content}])
+    ready(page, "round.webp: ")
+    assert "round.webp" in page.locator("figure").inner_text()
+
+
 def test_camera_shows_labels_until_it_is_stopped(context: Any, page: Any) -> None:
     context.grant_permissions(["camera"])
     page.get_by_role("button", name="Open camera").click()
