@@ -381,6 +381,7 @@ def check_kills(tmp_path: Path, kills: list[tuple[int, float, signal.Signals]]) 
     assert not changed(weights_of(resumed), weights_of(model))
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_same(tmp_path: Path) -> None:
     check_kills(tmp_path, [(2, 0.01, signal.SIGKILL)])
 

@@ -120,6 +120,7 @@ def test_every_task_builds_attaches_and_saves(task: str, tmp_path: Path) -> None
 SETTINGS = HeadTraining((16,), 0.1, 3e-2, 1e-2, epochs=10, batch_size=16)
 
 
+@pytest.mark.slow
 def test_mlp_learns_and_repeats_by_seed() -> None:
     x, y, vx, vy = table(3, noise=0.3)
     heads = []

@@ -216,6 +216,7 @@ SLOW_PHOTOS = """if True:
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_feature_pass_and_a_second_run(photo_folder: Path, tmp_path: Path) -> None:
     plain = ["--data", photo_folder, "--out", tmp_path / "run", "--backbone", "MobileNetV3Small", "--weights", "none"]
     options = [str(word) for word in [*plain, "--image-size", "32", "--cache", tmp_path / "cache"]]
@@ -310,6 +311,7 @@ def test_too_many_unreadable_photos(tmp_path: Path) -> None:
     assert "cat/0003.jpg" not in [id_ for ids in parts(run).values() for id_ in ids]
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_write_one_directory(photo_folder: Path, tmp_path: Path) -> None:
     plain = ["--data", photo_folder, "--out", tmp_path / "run", "--backbone", "MobileNetV3Small", "--weights", "none"]
     options = [str(word) for word in [*plain, "--image-size", "32", "--cache", tmp_path / "cache"]]

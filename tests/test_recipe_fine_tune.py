@@ -234,6 +234,7 @@ def test_resume_needs_a_run(few: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_too_small_a_disk_budget_says_what_helps_and_does_not_block_it(
     few: Path, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -272,6 +273,7 @@ def test_what_is_refused_last_does_not_block_better_settings_either(few: Path, t
     assert not [path for path in (tmp_path / "run").iterdir() if path.name != ".lock"]
 
 
+@pytest.mark.slow
 def test_everything_thawed_is_streamed(
     few: Path, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
