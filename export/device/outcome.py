@@ -126,9 +126,13 @@ def check_place(path: Path) -> None:
     with _one_line_errors(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise PermissionError(errno.EACCES, "can't be written to")
+        there = path.absolute()
+        while not there.exists():
+            there = there.parent
+        if there != path.absolute() and not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file")
+        if not os.access(there, os.W_OK):
+            raise PermissionError(errno.EACCES, f"{there} can't be written to")
 
 
 def write_json(report: Any, path: Path) -> None:
@@ -140,6 +144,7 @@ def write_json(report: Any, path: Path) -> None:
     text = json.dumps(dataclasses.asdict(report), indent=2, allow_nan=False) + "\n"
     with _one_line_errors(path):
         place = path.resolve()
+        place.parent.mkdir(parents=True, exist_ok=True)
         if place.exists() and not place.is_file():
             place.write_text(text, encoding="utf-8")
             return
