@@ -21,8 +21,8 @@ demo: $(READY)  ## photos -> trained, quantized, measured: one table
 	$(BIN)/python -m export.benchmark $(RUN)
 	$(BIN)/python -m export.report $(RUN)
 
-test: $(READY)
-	$(BIN)/python -m pytest
+test: $(READY)  ## a process per core; a file's tests stay together, as they share what they made
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not clients and not browser"
