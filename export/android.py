@@ -12,11 +12,11 @@ from pathlib import Path
 from edgetl.errors import ConfigError
 from edgetl.rundir import sha256_of
 from export.artifacts import Artifact
-from export.ssh import RemoteError, clipped
+from export.device.latency import RUNS, WARMUP
+from export.ssh import RemoteError, clipped, lines_of
 
 FOLDER = "/data/local/tmp"
 """Where an unrooted device lets adb run programs."""
-RUNS, WARMUP = 200, 20
 SECONDS, RUN_SECONDS = 120, 3600
 """What adb may take, and what benchmark_model may: a device that is pulled out is no end to adb."""
 MACHINES = {3: "x86", 40: "armeabi-v7a", 62: "x86_64", 183: "arm64-v8a", 243: "riscv64"}
@@ -158,7 +158,7 @@ def parse(output: str, threads: int) -> AndroidTiming:
     # One line of statistics for the warm-up, one for the invocations that count.
     counted = re.findall(r"\bcount=(\d+) ([^\n]*)", output[: summary.start()] if summary else "")
     if not summary or not counted:
-        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        lines = lines_of(output)
         raise RemoteError(_line("benchmark_model gave no timings", lines[-1] if lines else "it printed nothing"))
     init, first, warmup, mean = (float(us) / 1000 for us in summary.groups())
     runs, statistics = counted[-1]
@@ -266,7 +266,7 @@ def _adb(*arguments: str, seconds: float = SECONDS) -> str:
         raise RemoteError(f"{what}: no answer within {seconds:g} s. Connect the device again") from None
     text = done.stdout.decode(errors="replace").replace("\r\n", "\n")
     if done.returncode:
-        said = [line.strip() for line in (text + done.stderr.decode(errors="replace")).splitlines() if line.strip()]
+        said = lines_of(text + done.stderr.decode(errors="replace"))
         raise RemoteError(_line(f"{what} failed", _telling(said)))
     return text
 

@@ -14,8 +14,8 @@ from tyro.conf import Positional
 from edgetl.config import checked, command, to_json
 from edgetl.console import progress, table_lines
 from edgetl.errors import ArtifactError, ConfigError
-from edgetl.rundir import write_atomic
-from export.artifacts import artifact_files, device_errors
+from edgetl.rundir import RunDir, read_json, write_atomic
+from export.artifacts import Artifact, artifact_files, device_errors
 from export.device.latency import RUNS, WARMUP, LatencyReport, Subject
 from export.device.latency import measure as measure_subjects
 
@@ -76,6 +76,22 @@ def measure(paths: tuple[Path, ...], config: Config) -> tuple[LatencyReport, ...
         return measure_subjects(
             subjects, kernels=config.kernels, warmup=config.warmup, runs=config.runs, advance=bar.advance
         )
+
+
+def latency_of(run: RunDir, artifact: Artifact) -> LatencyReport | None:
+    """Read how long an artifact takes on this machine; None where it was not timed.
+
+    Raises:
+        ArtifactError: timed before it was made.
+        RunError: the report is damaged.
+    """
+    path = run.export_path / f"{artifact.scheme}.latency.json"
+    if not path.is_file():
+        return None
+    latency = read_json(LatencyReport, path)
+    if latency.circumstances.sha256 != artifact.sha256:
+        raise ArtifactError(f"{artifact.path}: not timed since it was made. Run python -m export.benchmark {run.path}")
+    return latency
 
 
 def show(reports: tuple[LatencyReport, ...]) -> str:

@@ -26,11 +26,11 @@ from edgetl.errors import ConfigError
 from edgetl.rundir import LABELS, RunDir, installed_versions, open_run, sha256_of
 from export import device_app, phone, sample, schemes
 from export.artifacts import Artifact, find_artifacts
+from export.benchmark import latency_of
 from export.browser import page
 from export.device.contents import BUNDLE, PROGRAM, Accuracy, Bundle, HostLatency
 from export.evaluate import ArtifactScores, EvaluationReport, evaluation_of
 from export.microcontroller import ethos_u, mcu
-from export.report import latency_of
 
 PROG = "python -m export.bundle"
 BUNDLES = "bundles"
@@ -94,7 +94,8 @@ def main(config: Config) -> Made:
     evaluation, scores = evaluation_of(run, [artifact])
     destination = _destination(config, run)
     test = run.splits(config.data).test
-    readable = [index for index, example in enumerate(test) if example.id not in set(evaluation.unreadable)]
+    unreadable = set(evaluation.unreadable)
+    readable = [index for index, example in enumerate(test) if example.id not in unreadable]
     chosen = data.stratified_subset(test.select(readable), max(config.photos, len(run.class_names)))
     with _replacing(destination) as folder:
         model = folder / f"{artifact.scheme}.tflite"

@@ -34,7 +34,7 @@ from export.devices import (
 )
 from export.remote import Content, Remote, connected, listed
 from export.schemes import COMPRESSIONS, SCHEMES
-from export.ssh import Link, RemoteError, clipped
+from export.ssh import Link, RemoteError, clipped, lines_of
 
 PROG = "python -m export.deploy"
 REQUIREMENTS = (
@@ -184,9 +184,9 @@ def _over_ssh(remote: Remote, config: Config, folder: Path, bundle: Bundle) -> d
         Each of COMMANDS -> its report.
     """
     contents = needed(folder, bundle)
-    name = f"{config.scheme}-{contents[0].sha256[:12]}"
-    device = remote.ask("look", root=config.remote_dir, kinds=KINDS, bundle=name, clean=config.clean)
-    there = f"{device['root']}/{name}"
+    bundle_name = f"{config.scheme}-{contents[0].sha256[:12]}"
+    device = remote.ask("look", root=config.remote_dir, kinds=KINDS, bundle=bundle_name, clean=config.clean)
+    there = f"{device['root']}/{bundle_name}"
     _copy(remote, there, contents, device["free_bytes"], "bundle")
     python = _python(remote, config, device, there)
     reports = {}
@@ -197,10 +197,6 @@ def _over_ssh(remote: Remote, config: Config, folder: Path, bundle: Bundle) -> d
             done = remote.ask("run", arguments=arguments, folder=there, report=f"reports/{name}.json")
         reports[name] = _report(remote, name, done, bundle)
     return reports
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def needed(folder: Path, bundle: Bundle) -> list[Content]:
@@ -233,7 +229,8 @@ def _python(remote: Remote, config: Config, device: dict[str, Any], bundle: str)
     """
     probe = ["-c", PROBE, f"{bundle}/{PROGRAM}"]
     wheels = _wheels(config)
-    key = _short_hash(to_json((REQUIREMENTS, remote.python, device["machine"], listed(wheels))))
+    needs = to_json((REQUIREMENTS, remote.python, device["machine"], listed(wheels)))
+    key = hashlib.sha256(needs.encode()).hexdigest()[:12]
     venv, store = f"{device['root']}/venv-{key}", f"{device['root']}/wheels-{key}"
     for python, where in (
         (device["executable"], "of its own"),
@@ -269,7 +266,7 @@ def _make_venv(remote: Remote, venv: str, wheels: str, probe: list[str], machine
     if done["status"] == 0:
         return
     cut_off = any(sign in done["output"] for sign in NO_INDEX)
-    lines = [line.strip() for line in done["output"].splitlines() if line.strip()] or ["it printed nothing"]
+    lines = lines_of(done["output"]) or ["it printed nothing"]
     last = [line for line in lines if line.startswith("ERROR:")][-1:] or lines[-1:]
     version = ".".join(map(str, remote.python))
     if cut_off:
@@ -294,7 +291,7 @@ def _report(remote: Remote, name: str, done: dict[str, Any], bundle: Bundle) -> 
     where = f"{remote.link.host}: {name}"
     # A check that failed is status 1, and so is a program that crashed.
     if not done["report"] or done["status"] not in ((0, 1) if name == "check" else (0,)):
-        lines = [line.strip() for line in done["output"].splitlines() if line.strip()]
+        lines = lines_of(done["output"])
         last = lines[-1] if lines else f"exit status {done['status']}"
         raise RemoteError(f"{where} failed there: {clipped(last)}")
     try:

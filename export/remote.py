@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from export import remote_agent
-from export.ssh import ENDED, Link, RemoteError, clipped, meaning
+from export.ssh import ENDED, Link, RemoteError, clipped, lines_of, meaning
 
 OLDEST_PYTHON = (3, 9)
 """That the device program runs on."""
@@ -228,9 +228,7 @@ class Remote:
         self._wait()
         status = int(told.split()[1]) if told.startswith(ENDED) else self._process.returncode
         self._said.seek(0)
-        return status, [
-            line.strip() for line in self._said.read().decode(errors="replace").splitlines() if line.strip()
-        ]
+        return status, lines_of(self._said.read().decode(errors="replace"))
 
     def _wait(self) -> None:
         try:

@@ -11,8 +11,9 @@ from tyro.conf import Positional
 from edgetl.config import checked, command, to_json
 from edgetl.console import table_lines
 from edgetl.errors import ArtifactError
-from edgetl.rundir import METRICS, RunDir, open_run, read_json, write_atomic
+from edgetl.rundir import METRICS, RunDir, open_run, write_atomic
 from export.artifacts import Artifact, find_artifacts, gzip_size_bytes
+from export.benchmark import latency_of
 from export.device.latency import LatencyReport
 from export.devices import DeviceLatency, DeviceRow, device_rows, shown
 from export.evaluate import ArtifactScores, evaluation_of
@@ -179,22 +180,6 @@ def _notes(run: RunDir, artifacts: Sequence[Artifact]) -> tuple[str, ...]:
     compressed = any(_compression(artifact.scheme) for artifact in artifacts)
     notes = tuple(json.loads((run.path / METRICS).read_bytes()).get("notes", ()))
     return (*notes, *COMPRESSED) if compressed else notes
-
-
-def latency_of(run: RunDir, artifact: Artifact) -> LatencyReport | None:
-    """Read how long an artifact takes on this machine; None where it was not timed.
-
-    Raises:
-        ArtifactError: timed before it was made.
-        RunError: the report is damaged.
-    """
-    path = run.export_path / f"{artifact.scheme}.latency.json"
-    if not path.is_file():
-        return None
-    latency = read_json(LatencyReport, path)
-    if latency.circumstances.sha256 != artifact.sha256:
-        raise ArtifactError(f"{artifact.path}: not timed since it was made. Run python -m export.benchmark {run.path}")
-    return latency
 
 
 def _row(run: RunDir, artifact: Artifact, result: ArtifactScores, latency: LatencyReport | None) -> ReportRow:

@@ -114,6 +114,11 @@ def meaning(said: Sequence[str]) -> str:
     return found
 
 
+def lines_of(text: str) -> list[str]:
+    """What something else said, line by line, without the empty ones."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def clipped(line: str) -> str:
     """As much of what something else said as fits into a message."""
     return line if len(line) <= LINE else f"{line[:LINE]}..."

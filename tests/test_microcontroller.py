@@ -18,7 +18,7 @@ from edgetl.config import to_json
 from edgetl.errors import ConfigError
 from edgetl.inputs import ImageInput
 from export import metadata
-from export.device.interpreter import Model
+from export.device.interpreter import Model, TensorInfo
 from export.flatbuffer import BUFFER_ALIGNMENT, operators, unpack
 from export.microcontroller import child, ethos_u, interpreter, mcu, sources
 
@@ -69,7 +69,7 @@ def test_the_array_is_the_model() -> None:
 
 
 def test_the_header_says_what_the_tensors_hold() -> None:
-    ends = sources.Tensor("int8", 0.1, -1), sources.Tensor("uint8", 1 / 256, 0)
+    ends = TensorInfo("pixels", (1,), "int8", 0.1, -1), TensorInfo("scores", (1,), "uint8", 1 / 256, 0)
     text = sources.header("model_int8", frame=(12, 10, 3), ends=ends, arena=2800, names=4)
     found = dict(re.findall(r"constexpr \S+ (\w+) = (\S+);", text))
     assert found == {

@@ -122,7 +122,7 @@ def _shown(report: InfoReport, bundle: Bundle) -> list[str]:
         )
     device = report.device
     rows += [
-        ["this device", f"{device.cpu}, {device.cores} core(s), {device.system}, Python {device.python}"],
+        ["this device", f"{device}, Python {device.python}"],
         *([name, version or "not installed"] for name, version in report.packages.items()),
     ]
     width = max(len(name) for name, _ in rows)

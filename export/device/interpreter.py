@@ -56,6 +56,15 @@ class TensorInfo:
     """real = scale * (stored - zero_point); 0.0 when the tensor is not quantized."""
     zero_point: int
 
+    def stored(self, pixels: Pixels) -> npt.NDArray[Any]:
+        """Turn raw pixels, uint8, into what an input holds: less 128 for int8, else the same values."""
+        return (pixels ^ np.uint8(128)).view(np.int8) if self.dtype == "int8" else pixels
+
+    def real(self, stored: npt.NDArray[Any]) -> Scores:
+        """Turn what an output holds into real numbers, float32."""
+        values = stored.astype(np.float32)
+        return (values - np.float32(self.zero_point)) * np.float32(self.scale) if self.scale else values
+
 
 class Model:
     """A loaded model. Not safe for use by several threads at once: give each its own, or use `Pool`.
@@ -110,7 +119,7 @@ class Model:
             inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         self.input, source = self._only(inputs, "input")
         self.output, self._sink = self._only(outputs, "output")
-        self._shift = self._pixel_shift()
+        self._check_pixel_shift()
         self._check_class_names()
         self.kernels_used: Kernels = self._kernels_used()
         # A function that returns a fresh view each time. A view kept across invoke() would make it refuse.
@@ -172,11 +181,7 @@ class Model:
                 f"{self.where}: expected uint8 pixels {list(shape)} or {list(shape[1:])}. "
                 f"Received: {pixels.dtype} {list(pixels.shape)}"
             )
-        if self._shift:
-            pixels = pixels ^ np.uint8(128)  # the bits of int8(pixel - 128)
-            self._view()[...] = pixels.view(np.int8)
-        else:
-            self._view()[...] = pixels  # casts to float32 in place
+        self._view()[...] = self.input.stored(pixels)  # casts to float32 in place
 
     def invoke(self) -> None:
         """Run the graph on what `set_input` put there. Releases the interpreter lock of Python."""
@@ -187,11 +192,7 @@ class Model:
 
     def scores(self) -> Scores:
         """Return the output of the last `invoke`, float32 [n_outputs], dequantized."""
-        raw = self._interpreter.get_tensor(self._sink).ravel()
-        if not self.output.scale:
-            return np.asarray(raw, np.float32)
-        real: Scores = (raw.astype(np.float32) - np.float32(self.output.zero_point)) * np.float32(self.output.scale)
-        return real
+        return self.output.real(self._interpreter.get_tensor(self._sink).ravel())
 
     def _only(self, details: list[dict[str, Any]], role: str) -> tuple[TensorInfo, int]:
         """Describe the only input or output; refuse another number of them, and any batch but a static 1."""
@@ -213,8 +214,8 @@ class Model:
             return self.kernels
         return "xnnpack" if any(each["op_name"] == "DELEGATE" for each in operators()) else "builtin"
 
-    def _pixel_shift(self) -> int:
-        """How much is subtracted from raw pixels: 128 for an int8 input, if the file itself says so, else 0."""
+    def _check_pixel_shift(self) -> None:
+        """Refuse an int8 input unless the file itself says that it takes pixels - 128, and any other shift."""
         dtype = self.input.dtype
         if dtype not in ("float32", "uint8", "int8"):
             raise DeviceError(f"{self.where}: expected a float32, uint8 or int8 input. Received: {dtype}")
@@ -229,7 +230,6 @@ class Model:
                 f"{self.where}: its {FILE} says pixels - {said}, but the input is {dtype} (pixels - {expected}). "
                 "Convert it again"
             )
-        return expected
 
     def _check_class_names(self) -> None:
         """Refuse names of other classes than those that the model scores."""

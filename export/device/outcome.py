@@ -83,10 +83,9 @@ def circumstances(model: Model) -> Circumstances:
 
 def shown_circumstances(found: Circumstances) -> str:
     """The line below a table."""
-    device = found.device
     return (
-        f"{found.file}, {found.threads} thread(s), {shown_kernels(found)}, {found.runtime}, Python {device.python}, "
-        f"{device.cpu}, {device.cores} core(s), {device.system}"
+        f"{found.file}, {found.threads} thread(s), {shown_kernels(found)}, {found.runtime}, "
+        f"Python {found.device.python}, {found.device}"
     )
 
 

@@ -2,10 +2,9 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,12 +133,8 @@ def invoke(flash: bytes, pixels: "Pixels", reference: "Model", arena_bytes: int)
     Raises:
         ArtifactError: tflite-micro does not take the model, or not in such an arena.
     """
-    stored: NDArray[Any] = pixels.astype(reference.input.dtype)
-    if reference.input.dtype == "int8":
-        stored = (pixels ^ np.uint8(128)).view(np.int8)  # the bits of int8(pixel - 128)
-    raw = interpreter.invoke(flash, stored, arena_bytes).outputs.reshape(len(pixels), -1).astype(np.float32)
-    sink = reference.output
-    return (raw - np.float32(sink.zero_point)) * np.float32(sink.scale) if sink.scale else raw
+    stored = reference.input.stored(pixels).astype(reference.input.dtype)
+    return reference.output.real(interpreter.invoke(flash, stored, arena_bytes).outputs.reshape(len(pixels), -1))
 
 
 def show(report: McuReport) -> list[str]:
@@ -182,7 +177,5 @@ def _compare(found: NDArray[np.float32], frames: "Pixels", reference: "Model") -
 
 
 def _header(name: str, artifact: Artifact, reference: "Model", arena: int) -> str:
-    ends: Sequence[Any] = (reference.input, reference.output)
-    source, sink = (sources.Tensor(end.dtype, end.scale, end.zero_point) for end in ends)
-    shape, classes = artifact.inputs.shape, len(artifact.class_names)
-    return sources.header(name, frame=shape, ends=(source, sink), arena=arena, names=classes)
+    shape, classes, ends = artifact.inputs.shape, len(artifact.class_names), (reference.input, reference.output)
+    return sources.header(name, frame=shape, ends=ends, arena=arena, names=classes)

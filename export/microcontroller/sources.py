@@ -1,7 +1,10 @@
 """A model as C++ sources, in the form of TensorFlow Lite Micro's own examples (C++11)."""
 
 import re
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from export.device.interpreter import TensorInfo
 
 ARRAY_LINE = 32
 """Bytes of the model on a line."""
@@ -14,18 +17,9 @@ METHODS = {
 """Operators that MicroMutableOpResolver spells in another way than all the rest."""
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """The input or the output, as code that fills or reads it must know."""
-
-    type: str
-    """`uint8`, `int8` or `float32`."""
-    scale: float
-    """real = scale * (stored - zero_point); 0.0 for a float tensor."""
-    zero_point: int
-
-
-def header(name: str, *, frame: tuple[int, int, int], ends: tuple[Tensor, Tensor], arena: int, names: int) -> str:
+def header(
+    name: str, *, frame: tuple[int, int, int], ends: "tuple[TensorInfo, TensorInfo]", arena: int, names: int
+) -> str:
     """Declare a model and what a program must know to run it.
 
     Args:
@@ -38,7 +32,7 @@ def header(name: str, *, frame: tuple[int, int, int], ends: tuple[Tensor, Tensor
     height, width, channels = frame
     source, sink = ends
     guard = f"{name.upper()}_H_"
-    fill = "pixel - 128" if source.type == "int8" else "pixel"
+    fill = "pixel - 128" if source.dtype == "int8" else "pixel"
     return f"""// Made by edgetl; make it again instead of changing it.
 #ifndef {guard}
 #define {guard}
@@ -57,14 +51,14 @@ extern const std::size_t kSize;
 // where AllocateTensors() fails, give more and read arena_used_bytes().
 constexpr std::size_t kArenaSize = {arena};
 
-// Input: {source.type}, RGB photo of this size, row by row, red green blue; stored = {fill}, pixel 0..255.
+// Input: {source.dtype}, RGB photo of this size, row by row, red green blue; stored = {fill}, pixel 0..255.
 constexpr int kInputHeight = {height};
 constexpr int kInputWidth = {width};
 constexpr int kInputChannels = {channels};
 constexpr float kInputScale = {_float(source.scale)};
 constexpr int kInputZeroPoint = {source.zero_point};
 
-// Output: {sink.type}, one score per class; probability = {_score(sink)}.
+// Output: {sink.dtype}, one score per class; probability = {_score(sink)}.
 constexpr float kOutputScale = {_float(sink.scale)};
 constexpr int kOutputZeroPoint = {sink.zero_point};
 constexpr int kClassCount = {names};
@@ -147,7 +141,7 @@ def identifier(scheme: str) -> str:
     return "model_" + re.sub(r"\W", "_", scheme)
 
 
-def _score(sink: Tensor) -> str:
+def _score(sink: "TensorInfo") -> str:
     return "kOutputScale * (stored - kOutputZeroPoint)" if sink.scale else "stored"
 
 
