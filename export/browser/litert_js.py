@@ -11,7 +11,7 @@ import subprocess
 import tarfile
 import tempfile
 from dataclasses import dataclass
-from importlib.metadata import distribution
+from importlib.metadata import distributions
 from io import BytesIO
 from pathlib import Path
 
@@ -87,8 +87,10 @@ def unpack(folder: Path) -> None:
                 (folder / name).write_bytes(file.read())
     names = " and ".join(f"{package.name} {package.version}" for package in PACKAGES)
     notice = f"The JavaScript and WebAssembly files are unmodified parts of {names}.\nCopyright Google LLC.\n"
-    # Their packages name this licence and come without its text, which is edgetl's own as well.
-    (folder / "LICENSE").write_text(f"{notice}\n{distribution('edgetl').read_text('licenses/LICENSE')}")
+    # Their packages name this licence and come without its text, which is edgetl's own as well. In a source tree that
+    # was built there, an egg-info without it may come first.
+    texts = (each.read_text("licenses/LICENSE") for each in distributions(name="edgetl"))
+    (folder / "LICENSE").write_text(f"{notice}\n{next(filter(None, texts))}")
 
 
 def _content(package: Package) -> bytes:
