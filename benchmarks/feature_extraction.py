@@ -193,7 +193,7 @@ def _compiled(inputs: Any, outputs: Any, classes: int) -> Any:
 
 def _fit_epochs(splits: data.Splits, spec: ImageInput, backbone: Any, epochs: int) -> list[float]:
     """Seconds of single epochs of `fit` through the frozen backbone."""
-    model = _compiled(backbone.input, backbone.output, len(splits.train.class_names))
+    model = _compiled(backbone.input, backbone.output, len(splits.train.output_names))
     train, validation = (_dataset(splits.train, spec, shuffle=True), _dataset(splits.validation, spec, shuffle=False))
     return [_timed(lambda: model.fit(train, validation_data=validation, epochs=1, verbose=0)) for _ in range(epochs)]
 
@@ -219,7 +219,7 @@ def _accuracies(examples: data.Examples, spec: ImageInput, backbone: Any, pool: 
     train, validation, test = (theirs[[row[example.id] for example in part]] for part in parts)
     keras.utils.set_random_seed(seed)
     stored = keras.Input(train.shape[1:])
-    model = _compiled(stored, stored, len(examples.class_names))
+    model = _compiled(stored, stored, len(examples.output_names))
     labels = [part.labels for part in parts]
     fit = model.fit(
         train, labels[0], validation_data=(validation, labels[1]), epochs=EPOCHS, batch_size=BATCH, verbose=0

@@ -129,7 +129,7 @@ def photos(part: data.Examples, spec: ImageInput, *, shuffle: bool, keep: bool =
         image.set_shape((None, None, 3))
         return tf.image.resize(image, (spec.height, spec.width), antialias=True), label
 
-    one_hot = np.eye(len(part.class_names), dtype=np.float32)[part.labels]
+    one_hot = np.eye(len(part.output_names), dtype=np.float32)[part.labels]
     pairs = tf.data.Dataset.from_tensor_slices(([str(e.path) for e in part], one_hot))
     pairs = pairs.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
     pairs = pairs.cache() if keep else pairs
@@ -157,7 +157,7 @@ def guide(seed: int) -> dict[str, float]:
     x = keras.layers.RandomFlip("horizontal")(inputs)
     x = keras.layers.RandomRotation(0.1)(x)
     x = keras.layers.Dropout(0.2)(backbone(x, training=False))
-    model = keras.Model(inputs, keras.layers.Dense(len(splits.train.class_names), activation="softmax")(x))
+    model = keras.Model(inputs, keras.layers.Dense(len(splits.train.output_names), activation="softmax")(x))
     model.compile(keras.optimizers.Adam(), loss="categorical_crossentropy", metrics=["accuracy"])
     model.fit(train, validation_data=validation, epochs=20, verbose=0)
     head_s = time.perf_counter() - start

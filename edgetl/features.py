@@ -48,9 +48,9 @@ class Features:
 
     @property
     def data_sha256(self) -> str:
-        """Hash over (id, class, content) of every photo used: two runs saw the same data if it is equal."""
-        names = self.examples.class_names
-        rows = (f"{e.id}\0{names[e.label]}\0{h}\n" for e, h in zip(self.examples, self.sha256, strict=True))
+        """Hash over (id, label, content) of every photo used: two runs saw the same data if it is equal."""
+        label = self.examples.label_text
+        rows = (f"{e.id}\0{label(e)}\0{h}\n" for e, h in zip(self.examples, self.sha256, strict=True))
         return hashlib.sha256("".join(rows).encode(errors="surrogateescape")).hexdigest()
 
     def of(self, part: Examples) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from edgetl.errors import RunError
 from edgetl.features import Features
 from edgetl.inputs import InputSpec
 from edgetl.metrics import Scores
+from edgetl.outputs import OutputSpec
 from edgetl.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def save(
     run: RunDir,
     recipe: str,
     spec: InputSpec,
+    outputs: OutputSpec,
     model: "keras.Model",
     table: Features,
     splits: Splits,
@@ -87,6 +89,7 @@ def save(
         run: the directory, held for writing.
         recipe: what made it.
         spec: the input contract.
+        outputs: what the model says.
         model: raw pixels -> outputs.
         table: one row for each photo that could be read, with its hash.
         splits: of the same photos.
@@ -95,7 +98,8 @@ def save(
         extra: further results, file name -> content; the manifest vouches for them as well.
     """
     run.write(rundir.INPUTS, to_json(spec))
-    run.write(rundir.LABELS, "".join(f"{name}\n" for name in splits.train.class_names))
+    run.write(rundir.OUTPUTS, to_json(outputs))
+    run.write(rundir.LABELS, "".join(f"{name}\n" for name in outputs.names))
     run.write(rundir.SPLITS, write_csv(splits, hashes_of(table)))
     run.write_model(model)
     run.write(rundir.METRICS, to_json(metrics))

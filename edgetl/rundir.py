@@ -1,8 +1,8 @@
 """One directory per experiment: what was asked, what came out, and proof that nothing changed since.
 
-Files: `config.json`, `inputs.json`, `labels.txt`, `splits.csv`, `model.keras`, `metrics.json`, what a recipe adds,
-and last of all `manifest.json`, which holds the sha256 of each. A directory without a manifest is unfinished. Every
-file is written under a temporary name and renamed, so a name never stands for half a file.
+Files: `config.json`, `inputs.json`, `outputs.json`, `labels.txt`, `splits.csv`, `model.keras`, `metrics.json`, what a
+recipe adds, and last of all `manifest.json`, which holds the sha256 of each. A directory without a manifest is
+unfinished. Every file is written under a temporary name and renamed, so a name never stands for half a file.
 """
 
 import contextlib
@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from edgetl.config import from_json, to_json
-from edgetl.data import Examples, Splits, load, read_csv
+from edgetl.data import Examples, Splits, locate, read_csv
 from edgetl.errors import ConfigError, DatasetError, RunError
 from edgetl.inputs import InputSpec
+from edgetl.outputs import OutputSpec
 
 if TYPE_CHECKING:
     import keras
@@ -33,12 +34,13 @@ T = TypeVar("T")
 
 CONFIG = "config.json"
 INPUTS = "inputs.json"
+OUTPUTS = "outputs.json"
 LABELS = "labels.txt"
 SPLITS = "splits.csv"
 MODEL = "model.keras"
 METRICS = "metrics.json"
 MANIFEST = "manifest.json"
-RESULTS = (CONFIG, INPUTS, LABELS, SPLITS, MODEL, METRICS)
+RESULTS = (CONFIG, INPUTS, OUTPUTS, LABELS, SPLITS, MODEL, METRICS)
 _TEMPORARY = re.compile(rf"\.[^.]+\.[a-z]+\.[a-z0-9_]{{8}}|\.\d+\.{re.escape(MODEL)}")
 """What `new_file` and `write_model` call a file that is not whole yet."""
 PACKAGES = (
@@ -61,14 +63,14 @@ class Manifest:
 
     recipe: str
     data: str
-    """Where `edgetl.data.load` finds the examples again: a name, or an absolute path."""
+    """Where `edgetl.data.locate` finds the photos again: a name, or an absolute path."""
     data_sha256: str
     """Hash over (id, label, sha256) of every example used."""
     seed: int
     files: dict[str, str]
     """File name -> sha256."""
     versions: dict[str, str]
-    schema_version: int = 1
+    schema_version: int = 2
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -140,7 +142,7 @@ class RunDir:
 
     @property
     def model_path(self) -> Path:
-        """The Keras model: raw pixels in, probabilities out."""
+        """The Keras model: raw pixels in, out comes what `outputs` says."""
         return self.path / MODEL
 
     @property
@@ -164,9 +166,14 @@ class RunDir:
         return read_json(InputSpec, self.path / INPUTS)
 
     @cached_property
-    def class_names(self) -> tuple[str, ...]:
-        """Class names; the position is the output index."""
-        return tuple((self.path / LABELS).read_text(encoding="utf-8").splitlines())
+    def outputs(self) -> OutputSpec:
+        """What the model says of a photo."""
+        return read_json(OutputSpec, self.path / OUTPUTS)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Of classes, labels or targets; the position is the output index."""
+        return self.outputs.names
 
     def write(self, name: str, content: bytes | str) -> None:
         """Write one file of the run, whole or not at all."""
@@ -192,7 +199,8 @@ class RunDir:
             DatasetError: the data or one of its photos is gone.
         """
         text = (self.path / SPLITS).read_bytes().decode()
-        splits, _ = read_csv(text, load(data or self.manifest.data), source=str(self.path / SPLITS))
+        root = locate(data or self.manifest.data)
+        splits, _ = read_csv(text, root, self.outputs, source=str(self.path / SPLITS))
         return splits
 
     @cached_property
@@ -222,7 +230,7 @@ class RunDir:
 
         Args:
             recipe: its name.
-            data: where `edgetl.data.load` finds the examples again.
+            data: where `edgetl.data.locate` finds the photos again.
             data_sha256: hash over all examples used.
             seed: of the split and of everything random.
             extra: names of results that only this recipe has; from now on they may not change either.

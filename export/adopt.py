@@ -123,7 +123,7 @@ def adopt(
         refuse_values(table.values, path)
         splits = split(table.examples, **fractions, seed=seed)
         metrics = _figures(settings, spec, flat, table, splits)
-        results.save(run, RECIPE, spec, flat, table, splits, metrics, seed=settings.seed)
+        results.save(run, RECIPE, spec, splits.train.outputs, flat, table, splits, metrics, seed=settings.seed)
     return rundir.open_run(run.path)
 
 
@@ -164,7 +164,7 @@ def _figures(
     log.info(
         "%s: outputs taken to be, in this order, %s: alphabetical, as the folders of %s. Validation top-1 %.2f %%",
         settings.model,
-        ", ".join(splits.train.class_names),
+        ", ".join(splits.train.output_names),
         settings.data,
         100 * validation.top1,
     )
@@ -196,7 +196,7 @@ def doubts(model: "keras.Model", spec: ImageInput, photos: Examples, found: Scor
         photos: of the validation split.
         found: scores on them.
     """
-    names, confusion = photos.class_names, np.array(found.confusion)
+    names, confusion = photos.output_names, np.array(found.confusion)
     largest = int(confusion.sum(axis=1).argmax())
     share = confusion.sum(axis=1)[largest] / found.samples
     percent = f"validation top-1 {100 * found.top1:.1f} %"
@@ -231,7 +231,7 @@ def _better_order(confusion: NDArray[np.int64], found: Scores) -> NDArray[np.int
 
 def _better_pixels(model: "keras.Model", spec: ImageInput, photos: Examples, found: Scores) -> tuple[str, float] | None:
     """Try the normalizations that backbones are trained with; a layer and its top-1, if that is clearly better."""
-    count = max(min(TRIED_PHOTOS, len(photos)), len(photos.class_names))
+    count = max(min(TRIED_PHOTOS, len(photos)), len(photos.output_names))
     chosen = stratified_subset(photos, count)
     tried = dict.fromkeys(row.normalization for row in registry.BACKBONES.values())
     run = forward_of(model)

@@ -33,7 +33,7 @@ class Artifact:
     input_scale: float
     """real = input_scale * (pixel - input_zero_point); 0.0 for a float input."""
     input_zero_point: int
-    class_names: tuple[str, ...]
+    output_names: tuple[str, ...]
     """The position is the output index."""
     operators: int
     run_sha256: str

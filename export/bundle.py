@@ -96,7 +96,7 @@ def main(config: Config) -> Made:
     test = run.splits(config.data).test
     unreadable = set(evaluation.unreadable)
     readable = [index for index, example in enumerate(test) if example.id not in unreadable]
-    chosen = data.stratified_subset(test.select(readable), max(config.photos, len(run.class_names)))
+    chosen = data.stratified_subset(test.select(readable), max(config.photos, len(run.output_names)))
     with _replacing(destination) as folder:
         model = folder / f"{artifact.scheme}.tflite"
         shutil.copyfile(run.export_path / artifact.path, model)
@@ -223,7 +223,7 @@ def _described(
         input_type=artifact.input_type,
         input_scale=artifact.input_scale,
         input_zero_point=artifact.input_zero_point,
-        class_names=artifact.class_names,
+        output_names=artifact.output_names,
         float32=_accuracy(evaluation.keras),
         host=_accuracy(scores.scores),
         latency=_latency(run, artifact),

@@ -241,7 +241,7 @@ class Conversion:
             input_type=first.type.lower(),
             input_scale=first.scale[0] if first.scale else 0.0,
             input_zero_point=first.zero_point[0] if first.scale else 0,
-            class_names=self.run.class_names,
+            output_names=self.run.output_names,
             operators=len(made.operators),
             run_sha256=self.run.model_sha256,
             calibration=tuple(e.id for e in self.chosen) if scheme.needs_calibration else (),

@@ -242,7 +242,7 @@ class EvaluationSet:
 
         with device_errors():
             pool = Pool(model, self.workers)
-        outputs, classes = math.prod(pool.output.shape), len(self.run.class_names)
+        outputs, classes = math.prod(pool.output.shape), len(self.run.output_names)
         if outputs != classes:
             raise ArtifactError(
                 f"{_name(model)}: gives {outputs} scores, the run has {classes} classes. Convert it again"

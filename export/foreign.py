@@ -119,7 +119,7 @@ def refuse_output(model: "keras.Model", path: Path, examples: Examples) -> None:
     Raises:
         ArtifactError: the message says what they are.
     """
-    classes = len(examples.class_names)
+    classes = len(examples.output_names)
     if len(model.outputs) != 1:
         raise ArtifactError(
             f"{path}: gives {len(model.outputs)} outputs, expected one, probabilities [None, {classes}]"
@@ -129,7 +129,7 @@ def refuse_output(model: "keras.Model", path: Path, examples: Examples) -> None:
         raise ArtifactError(f"{path}: gives {list(shape)}, expected probabilities [None, {classes}]")
     if shape[1] == classes:
         return
-    names = ", ".join(examples.class_names[:5]) + (", ..." if classes > 5 else "")
+    names = ", ".join(examples.output_names[:5]) + (", ..." if classes > 5 else "")
     advice = "Name the folder with the classes that it was trained on"
     if shape[1] == 1 and classes == 2:
         advice = (

@@ -38,7 +38,7 @@ class Description:
     """Of the model, in a word or two."""
     description: str
     """One sentence: what it tells apart, with which backbone, stored how."""
-    class_names: tuple[str, ...]
+    output_names: tuple[str, ...]
     """The position is the output index."""
     inputs: InputSpec
     scheme: str
@@ -96,8 +96,8 @@ def describe(run: RunDir, scheme: str) -> Description:
     size = f"{run.inputs.width}x{run.inputs.height}"
     return Description(
         name=f"{name} {scheme}",
-        description=f"Classifies RGB photos of {size} pixels into {len(run.class_names)} classes: {name}, {scheme}.",
-        class_names=run.class_names,
+        description=f"Classifies RGB photos of {size} pixels into {len(run.output_names)} classes: {name}, {scheme}.",
+        output_names=run.output_names,
         inputs=run.inputs,
         scheme=scheme,
         backbone=row.name if row else "",
@@ -136,12 +136,12 @@ def attach(tflite: bytes, about: Description) -> bytes:
         ArtifactError: not a TFLite model, or one that the description does not fit; a class without a name, or with one
             that a file of lines can't hold.
     """
-    for name in about.class_names:
+    for name in about.output_names:
         if name.splitlines() != [name] or "\0" in name or not _encodable(name):
             raise ArtifactError(f"class name {name!r}: must be one line of text. Rename the class and train again")
     model = _bare(tflite)
     tensor = _input_tensor(model, about)
-    files = {LABELS: "".join(f"{name}\n" for name in about.class_names), FILE: _json(about, tensor)}
+    files = {LABELS: "".join(f"{name}\n" for name in about.output_names), FILE: _json(about, tensor)}
     _add_entry(model, tables(about, tensor))
     packed = pack(model)
     return packed + _zip(files, len(packed))
@@ -214,8 +214,8 @@ def _input_tensor(model: Any, about: Description) -> InputTensor:
     taken, given = [int(side) for side in source.shape], [int(side) for side in sink.shape]
     if taken != [1, *about.inputs.shape]:
         raise ArtifactError(f"input {taken}, photos of the run {list(about.inputs.shape)}. Convert again")
-    if int(np.prod(given)) != len(about.class_names):
-        raise ArtifactError(f"output {given}: {len(about.class_names)} class names. Name every output once")
+    if int(np.prod(given)) != len(about.output_names):
+        raise ArtifactError(f"output {given}: {len(about.output_names)} class names. Name every output once")
     names = {TensorType.FLOAT32: "float32", TensorType.UINT8: "uint8", TensorType.INT8: "int8"}
     if source.type not in names:
         raise ArtifactError(f"input of type {source.type} in the schema. Convert with float32, uint8 or int8 input")

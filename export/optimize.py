@@ -376,7 +376,7 @@ def not_accuracy(candidate: Candidate) -> int:
 def post_training(search: Search) -> None:
     """int8 as it is, then with ranges that leave outliers out, then from fewer photos."""
     int8 = schemes.get("int8")
-    fewer = max(FEW, len(search.run.class_names))  # one of each class at least
+    fewer = max(FEW, len(search.run.output_names))  # one of each class at least
     choices = [("min-max", 0), ("no-odd-photos", 0), ("percentile-99.99", 0), ("mse", 0), ("percentile-99.9", 0)]
     for ranges, images in choices + [("min-max", fewer)] * (fewer < search.config.calibration_images):
         candidate = search.attempt(Option(int8, ranges, images=images))

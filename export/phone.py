@@ -65,7 +65,7 @@ def _values(artifact: Artifact) -> dict[str, str]:
         "width": str(spec.width),
         "height": str(spec.height),
         "input_type": artifact.input_type,
-        "classes": str(len(artifact.class_names)),
+        "classes": str(len(artifact.output_names)),
         "rule": RULES[spec.resize],
         "kotlin_across": kotlin[0],
         "kotlin_down": kotlin[1],

@@ -148,7 +148,7 @@ def main(config: Config) -> Report:
         run_sha256=evaluation.run_sha256,
         keras_top1=evaluation.keras.top1,
         keras_calibration_error=evaluation.artifacts[0].against_keras.calibration_error_before,
-        class_samples=dict(zip(run.class_names, map(sum, evaluation.keras.confusion), strict=True)),
+        class_samples=dict(zip(run.output_names, map(sum, evaluation.keras.confusion), strict=True)),
         device=device,
         threads=threads,
         kernels=kernels,

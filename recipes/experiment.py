@@ -170,6 +170,6 @@ def fit_linear_head(table: features.Features, splits: data.Splits) -> tuple["ker
 
     train, validation = splits.train, splits.validation
     probe = fit_linear_probe(table.of(train), train.labels, table.of(validation), validation.labels)
-    head = heads.build_head(TASK, probe.kernel.shape[0], len(train.class_names))
+    head = heads.build_head(TASK, probe.kernel.shape[0], len(train.output_names))
     head.layers[-1].set_weights([probe.kernel, probe.bias])
     return head, f"linear, L-BFGS, C={probe.inverse_l2:.3g}"

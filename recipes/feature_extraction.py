@@ -73,7 +73,7 @@ def main(config: Config) -> RunDir:
         head, chosen = fit_head(config, table, splits)
         model = heads.attach(backbone, head)
         metrics = evaluate_head(head, table, splits, chosen)
-        results.save(run, RECIPE, spec, model, table, splits, metrics, seed=config.seed)
+        results.save(run, RECIPE, spec, splits.train.outputs, model, table, splits, metrics, seed=config.seed)
     return rundir.open_run(run.path)
 
 
@@ -115,7 +115,7 @@ def fit_head(config: Config, table: features.Features, splits: data.Splits) -> t
         config.epochs,
         config.batch_size,
     )
-    head = train_head(TASK, *train, *validation, len(splits.train.class_names), settings)
+    head = train_head(TASK, *train, *validation, len(splits.train.output_names), settings)
     return head, f"mlp {config.hidden_units}, best epoch"
 
 

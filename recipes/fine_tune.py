@@ -253,7 +253,12 @@ def prepare(config: Config, examples: data.Examples, run: RunDir) -> Iterator[Pr
     splits = experiment.divide(config, table.examples)
     probe, chosen = experiment.fit_linear_head(table, splits)
     head = heads.build_head(
-        experiment.TASK, row.features, len(splits.train.class_names), dropout=config.dropout, l1=config.l1, l2=config.l2
+        experiment.TASK,
+        row.features,
+        len(splits.train.output_names),
+        dropout=config.dropout,
+        l1=config.l1,
+        l2=config.l2,
     )
     head.set_weights(probe.get_weights())
     model = heads.attach(backbone, head)
@@ -413,7 +418,16 @@ def save(config: Config, run: RunDir, ready: Prepared, history: "Sequence[Epoch]
     curves = training_curves(history, title(config, ready))
     extra: dict[str, bytes | str] = {HISTORY: to_csv(history), CURVES: curves}
     results.save(
-        run, RECIPE, ready.spec, ready.model, ready.table, ready.splits, metrics, seed=config.seed, extra=extra
+        run,
+        RECIPE,
+        ready.spec,
+        ready.splits.train.outputs,
+        ready.model,
+        ready.table,
+        ready.splits,
+        metrics,
+        seed=config.seed,
+        extra=extra,
     )
     (run.path / CHECKPOINT).unlink(missing_ok=True)
 

@@ -64,7 +64,7 @@ def sources(
         train = Batches(
             source(splits.train, number_of_views(config), reserved=len(splits.validation)),
             splits.train.labels,
-            len(splits.train.class_names),
+            len(splits.train.output_names),
             config.batch_size,
             config.seed,
             "balanced" if config.class_balance == "sampling" else "natural",

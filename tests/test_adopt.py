@@ -99,7 +99,7 @@ def test_a_model_becomes_a_run_like_any_other(
 ) -> None:  # fmt: skip
     caplog.set_level(logging.INFO, "edgetl")
     run = adopt(saved(model), str(photos), tmp_path / "run", cache=tmp_path)
-    assert open_run(run.path).class_names == ("cat", "dog", "owl")
+    assert open_run(run.path).output_names == ("cat", "dog", "owl")
     assert (run.inputs, run.manifest.recipe) == (SPEC, "adopt")
     assert run.manifest.data == str(photos.resolve())
     splits = run.splits()

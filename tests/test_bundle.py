@@ -39,7 +39,7 @@ def test_what_the_device_reads_is_what_was_made(made: bundle.Made, finished_run:
     found = read_bundle(made.path)
     assert found == made.bundle
     assert found.sha256 == sha256_of(finished_run.export_path / "int8.tflite") == sha256_of(made.path / "int8.tflite")
-    assert found.class_names == tuple((made.path / "labels.txt").read_text().splitlines()) == finished_run.class_names
+    assert found.output_names == tuple((made.path / "labels.txt").read_text().splitlines()) == finished_run.output_names
     evaluation = json.loads((finished_run.export_path / "evaluation.json").read_bytes())
     (scores,) = (each for each in evaluation["artifacts"] if each["scheme"] == "int8")
     assert found.host.top1 == scores["scores"]["top1"]

@@ -73,7 +73,7 @@ def test_load_pixels_gives_the_reason_alone(examples: Examples) -> None:
 
 def test_prefetch_is_bounded(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = []
-    many = Examples("many", examples.root, examples.class_names, examples.items * 20)
+    many = Examples("many", examples.root, examples.output_names, examples.items * 20)
     original = pipeline.load_pixels
 
     def counted(example: Example, spec: ImageInput) -> tuple[data.Pixels, str]:

@@ -38,11 +38,11 @@ def test_class_folders(tmp_path: Path) -> None:
     make_photo_folder(tmp_path, {"dog": 3, "cat": 2})
     examples = data.load(str(tmp_path))
     assert examples.source == str(tmp_path)
-    assert examples.class_names == ("cat", "dog")
+    assert examples.output_names == ("cat", "dog")
     assert ids(examples) == ["cat/0000.jpg", "cat/0001.jpg", "dog/0000.jpg", "dog/0001.jpg", "dog/0002.jpg"]
     assert examples.labels.tolist() == [0, 0, 1, 1, 1]
     assert examples.labels.dtype == np.int64
-    assert examples.class_counts == {"cat": 2, "dog": 3}
+    assert examples.counts == {"cat": 2, "dog": 3}
     assert all(item.path.is_file() and item.split is None for item in examples)
 
 
@@ -76,7 +76,7 @@ def test_folder_of_splits(tmp_path: Path) -> None:
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     examples = data.load(str(touch(tmp_path, "bus/1.jpg", "train/2.jpg")))
-    assert examples.class_names == ("bus", "train")
+    assert examples.output_names == ("bus", "train")
     assert [item.split for item in examples] == [None, None]
 
 
@@ -85,7 +85,7 @@ def test_unusual_names_work(tmp_path: Path, name: str) -> None:
     root = tmp_path / name
     make_photo_folder(root, {name: 2, "z": 1})
     examples = data.load(str(root))
-    assert set(examples.class_names) == {name, "z"}
+    assert set(examples.output_names) == {name, "z"}
     assert f"{name}/0000.jpg" in ids(examples)
 
 
@@ -193,10 +193,10 @@ def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:
 def test_elpv_has_the_published_counts() -> None:
     examples = data.load("elpv")
     assert len(examples) == 2624
-    assert examples.class_counts == {"defective": 821, "functional": 1803}
+    assert examples.counts == {"defective": 821, "functional": 1803}
     assert examples.source == "elpv"
     assert ids(examples) == sorted(ids(examples))
-    by_id = {item.id: examples.class_names[item.label] for item in examples}
+    by_id = {item.id: examples.output_names[item.label] for item in examples}
     assert by_id["images/cell0001.png"] == "defective"  # probability 1.0 in labels.csv
     assert by_id["images/cell0004.png"] == "functional"  # 0.0
     with Image.open(examples.items[-1].path) as photo:
@@ -234,7 +234,7 @@ def test_select_by_id_and_position(tmp_path: Path) -> None:
     examples = data.load(str(make_photo_folder(tmp_path, {"a": 2, "b": 2})))
     assert ids(examples.select(["b/0001.jpg", "a/0000.jpg"])) == ["b/0001.jpg", "a/0000.jpg"]
     assert ids(examples.select(np.array([3, 0]))) == ["b/0001.jpg", "a/0000.jpg"]
-    assert examples.select([2]).class_counts == {"a": 0, "b": 1}
+    assert examples.select([2]).counts == {"a": 0, "b": 1}
     assert len(examples.select([])) == 0
     for wrong in (["c/0000.jpg"], [4], [-1]):
         with pytest.raises(DatasetError, match="no example"):

@@ -41,10 +41,10 @@ def test_parts_are_disjoint_complete_and_stratified(
     assert set.union(*every) == ids(examples)
     assert sum(map(len, every)) == len(examples)
     for name, count in counts.items():
-        assert all(getattr(parts, part).class_counts[name] >= 1 for part in PARTS)
+        assert all(getattr(parts, part).counts[name] >= 1 for part in PARTS)
         if count >= 20:  # below, "at least one in each" may ask for more than the share
-            assert abs(parts.validation.class_counts[name] - validation * count) <= 1
-            assert abs(parts.test.class_counts[name] - test * count) <= 1
+            assert abs(parts.validation.counts[name] - validation * count) <= 1
+            assert abs(parts.test.counts[name] - test * count) <= 1
 
 
 @settings(max_examples=30, deadline=None)
@@ -53,7 +53,7 @@ def test_order_of_examples_does_not_matter(counts: dict[str, int], shuffler: ran
     examples = made_up(counts)
     mixed = list(examples.items)
     shuffler.shuffle(mixed)
-    again = Examples(examples.source, examples.root, examples.class_names, tuple(mixed))
+    again = Examples(examples.source, examples.root, examples.output_names, tuple(mixed))
     assert split(again) == split(examples)
     assert stratified_subset(again, 6) == stratified_subset(examples, 6)
 
@@ -74,10 +74,10 @@ def test_another_class_moves_nothing_in_the_first() -> None:
 
 def test_default_shares() -> None:
     parts = split(made_up({"cat": 100, "dog": 200}))
-    assert parts.train.class_counts == {"cat": 60, "dog": 120}
-    assert parts.validation.class_counts == {"cat": 15, "dog": 30}
-    assert parts.test.class_counts == {"cat": 25, "dog": 50}
-    assert parts.test.class_names == ("cat", "dog")
+    assert parts.train.counts == {"cat": 60, "dog": 120}
+    assert parts.validation.counts == {"cat": 15, "dog": 30}
+    assert parts.test.counts == {"cat": 25, "dog": 50}
+    assert parts.test.output_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize("fractions", [(0, 0.2), (0.2, 0), (-0.1, 0.2), (0.5, 0.5), (0.9, 0.2), (float("nan"), 0.2)])
@@ -90,7 +90,7 @@ def test_fractions_that_leave_nothing(fractions: tuple[float, float]) -> None:
 @pytest.mark.parametrize("count", [3, 4, 7])
 def test_no_part_is_ever_empty(fractions: tuple[float, float], count: int) -> None:
     parts = split(made_up({"a": count, "b": 30}), validation_fraction=fractions[0], test_fraction=fractions[1])
-    assert all(getattr(parts, part).class_counts["a"] >= 1 for part in PARTS)
+    assert all(getattr(parts, part).counts["a"] >= 1 for part in PARTS)
 
 
 def test_too_small_a_class_is_named() -> None:
@@ -99,7 +99,7 @@ def test_too_small_a_class_is_named() -> None:
     assert str(caught.value) == (
         "photos: class dog has 2 example(s), need at least 3 (train + validation + test). Add some or remove the class"
     )
-    assert split(made_up({"cat": 3, "dog": 3})).test.class_counts == {"cat": 1, "dog": 1}
+    assert split(made_up({"cat": 3, "dog": 3})).test.counts == {"cat": 1, "dog": 1}
 
 
 def predefined(test: dict[str, int], validation: dict[str, int] | None = None, each: int = 20) -> Examples:
@@ -113,9 +113,9 @@ def predefined(test: dict[str, int], validation: dict[str, int] | None = None, e
 
 def test_given_parts_are_kept() -> None:
     parts = split(predefined({"a": 4, "b": 5}, {"a": 3, "b": 2}), seed=7)
-    assert parts.test.class_counts == {"a": 4, "b": 5}
-    assert parts.validation.class_counts == {"a": 3, "b": 2}
-    assert parts.train.class_counts == {"a": 13, "b": 13}
+    assert parts.test.counts == {"a": 4, "b": 5}
+    assert parts.validation.counts == {"a": 3, "b": 2}
+    assert parts.train.counts == {"a": 13, "b": 13}
     assert all(item.split == part for part in PARTS for item in getattr(parts, part))
 
 
@@ -123,8 +123,8 @@ def test_a_missing_part_is_taken_out_of_train() -> None:
     examples = predefined({"a": 10, "b": 10})
     parts = split(examples, validation_fraction=0.2)
     assert ids(parts.test) == {item.id for item in examples if item.split == "test"}
-    assert parts.validation.class_counts == {"a": 2, "b": 2}  # 0.2 of the 10 that train has
-    assert parts.train.class_counts == {"a": 8, "b": 8}
+    assert parts.validation.counts == {"a": 2, "b": 2}  # 0.2 of the 10 that train has
+    assert parts.train.counts == {"a": 8, "b": 8}
 
 
 def test_a_given_part_without_a_class_is_refused() -> None:
@@ -145,9 +145,9 @@ def test_subset_is_proportional(counts: dict[str, int], count: int, seed: int) -
     assert subset == stratified_subset(examples, count, seed)
     for name, size in counts.items():
         share = size * len(subset) / len(examples)
-        assert subset.class_counts[name] >= 1
+        assert subset.counts[name] >= 1
         # one from rounding, and what the classes with less than one share were given on top
-        assert share - len(counts) < subset.class_counts[name] < share + 1.001
+        assert share - len(counts) < subset.counts[name] < share + 1.001
 
 
 def test_subset_too_small_for_its_classes() -> None:
@@ -191,7 +191,7 @@ def test_a_grown_data_set_gives_the_old_splits() -> None:
     grown = made_up({"bird": 4, "cat": 8, "dog": 5})
     again, _ = read_csv(write_csv(parts, {}), grown)
     assert again.test.items == parts.test.items  # labels of that run, though "bird" now comes first
-    assert again.train.class_names == ("cat", "dog")
+    assert again.train.output_names == ("cat", "dog")
 
 
 def test_a_missing_photo_is_named() -> None:

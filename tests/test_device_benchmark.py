@@ -77,7 +77,7 @@ def bundle(tmp_path: Path) -> Path:
         input_type="uint8",
         input_scale=1.0,
         input_zero_point=0,
-        class_names=("a", "b", "c"),
+        output_names=("a", "b", "c"),
         float32=score,
         host=score,
         latency=None,

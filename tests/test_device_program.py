@@ -107,7 +107,7 @@ def test_classify(shipped: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report = from_json(ClassifyReport, (tmp_path / "c.json").read_bytes())
     sample = json.loads((shipped / "sample/expected.json").read_bytes())["photos"]
-    names = read_bundle(shipped).class_names
+    names = read_bundle(shipped).output_names
     for found, expected in zip(report.photos, sample, strict=True):
         assert [found.scores[name] for name in names] == expected["scores"]
         assert found.label == names[int(np.argmax(expected["scores"]))]
@@ -203,7 +203,7 @@ def damage(folder: Path, what: str) -> None:
             "version": {"schema_version": 2},
             "type": {"size_bytes": "many"},
             "unknown": {"more": 1},
-            "names": {"class_names": ["a", "a", "b"]},
+            "names": {"output_names": ["a", "a", "b"]},
             "size": {"inputs": {"kind": "image", "height": 64.5, "width": 64, "resize": "stretch"}},
         }
         about.write_text("{" if what == "no JSON" else json.dumps(said | changed[what]))
@@ -218,7 +218,7 @@ def damage(folder: Path, what: str) -> None:
         ("version", "schema_version 2, this program reads 1"),
         ("type", "size_bytes: expected int, received 'many'"),
         ("unknown", "missing or unknown ['more']"),
-        ("names", "class_names are missing or not distinct"),
+        ("names", "output_names are missing or not distinct"),
         ("size", "height and width must be whole numbers"),
         ("no JSON", "can't be used"),
     ],
@@ -248,7 +248,7 @@ def test_sample_can_not_point_out_of_the_bundle(own: Path) -> None:
 
 def test_names_of_other_classes_are_refused(own: Path) -> None:
     about = json.loads((own / "bundle.json").read_bytes())
-    about["class_names"] = about["class_names"][:2]
+    about["output_names"] = about["output_names"][:2]
     (own / "bundle.json").write_text(json.dumps(about))
     photo = str(next((own / "sample/photos").iterdir()))
     assert "names 2 classes, not those of int8.tflite" in refused(own, "classify", photo)

@@ -323,7 +323,7 @@ def test_a_model_of_another_run_or_none_at_all_is_refused(finished_run: RunDir, 
     with pytest.raises(ArtifactError, match=r"gone\.tflite"):
         photos.predictions([tmp_path / "gone.tflite"])
     photos.run = dataclasses.replace(finished_run)
-    photos.run.__dict__["class_names"] = ("cat", "dog")
+    photos.run.__dict__["output_names"] = ("cat", "dog")
     with pytest.raises(ArtifactError, match="gives 3 scores, the run has 2 classes"):
         photos.predictions([finished_run.export_path / "int8.tflite"])
 
@@ -430,7 +430,7 @@ def test_a_photo_that_was_changed_since_is_not_evaluated(own_photos: Path, run_c
 
 def test_photos_that_come_or_go_between_two_passes_are_noticed(own_photos: Path, run_copy: RunDir) -> None:
     splits = run_copy.splits()
-    many = data.Examples(splits.test.source, splits.test.root, splits.test.class_names, splits.train.items)
+    many = data.Examples(splits.test.source, splits.test.root, splits.test.output_names, splits.train.items)
     photos = EvaluationSet(run_copy, many, keep_bytes=0, forward=lambda pixels: pixels[:, 0, 0].astype(np.float32))
     assert photos.predictions([]).unreadable == ()
     many.items[0].path.write_bytes(b"no photo")

@@ -92,7 +92,7 @@ def artifact(model: Path, input_type: str = "uint8") -> Artifact:
         input_type=input_type,
         input_scale=0.5,
         input_zero_point=3,
-        class_names=NAMES,
+        output_names=NAMES,
         operators=1,
         run_sha256="",
         calibration=(),
@@ -124,7 +124,7 @@ def test_folder_holds_all_that_the_page_asks_for(cache: Path, model: Path, tmp_p
         "inputs": {"height": SIDE, "width": SIDE, "resize": "crop", "kind": "image"},
         "input": {"type": "uint8", "scale": 0.5, "zero_point": 3},
         "output": {"type": "uint8", "scale": 0.5, "zero_point": 3},
-        "class_names": list(NAMES),
+        "output_names": list(NAMES),
         "runtime": litert_js.RUNTIME,
         "schema_version": 1,
     }

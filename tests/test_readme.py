@@ -18,7 +18,7 @@ def test_ten_lines_of_numpy_classify_a_photo(finished_run: RunDir, tmp_path: Pat
     Image.fromarray(load_sample_image("flower.jpg")).save(tmp_path / "photo.jpg")
     code = code.replace("runs/demo", str(finished_run.path.resolve()))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() in finished_run.class_names
+    assert done.stdout.strip() in finished_run.output_names
 
 
 def test_commands_in_the_readme_exist() -> None:

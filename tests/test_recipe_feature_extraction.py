@@ -61,7 +61,7 @@ def test_a_call_prints_nothing_and_gives_a_verified_run(
     done = subprocess.run([sys.executable, "-c", program, photo_folder, out], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     run = main(config(photo_folder, Path(out)))  # finished: nothing to do, and nothing to say
-    assert open_run(run.path).class_names == ("cat", "dog", "owl")
+    assert open_run(run.path).output_names == ("cat", "dog", "owl")
     assert run.inputs == ImageInput(32, 32)
     metrics = read_json(Metrics, run.path / METRICS)
     assert (metrics.validation.samples, metrics.test.samples) == (9, 15)

@@ -127,7 +127,7 @@ def test_a_model_that_cannot_be_saved_leaves_the_old_one(tmp_path: Path) -> None
 
 def test_a_finished_run_opens_with_what_was_written(run: RunDir) -> None:
     found = open_run(run.path)
-    assert found.class_names == ("cat", "dog")
+    assert found.output_names == ("cat", "dog")
     assert found.inputs == ImageInput(8, 8)
     assert (found.manifest.recipe, found.manifest.data, found.manifest.seed) == ("toy", "photos", 0)
     assert set(found.manifest.files) == set(rundir.RESULTS)
@@ -230,7 +230,7 @@ def test_an_interrupted_run_is_unfinished_and_taken_up_again(tmp_path: Path) -> 
     assert not RunDir(settings.out).finished
     with pytest.raises(RunError, match="unfinished"):
         open_run(settings.out)
-    assert open_run(finish(settings).path).class_names == ("cat", "dog")
+    assert open_run(finish(settings).path).output_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize("left", [[], ["history.csv"], ["checkpoints/last"]], ids=str)

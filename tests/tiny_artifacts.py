@@ -61,7 +61,7 @@ def artifact(folder: Path, scheme: str, tflite: bytes, inputs: ImageInput) -> tu
         input_type=source.type.lower(),
         input_scale=source.scale[0] if source.scale else 0.0,
         input_zero_point=source.zero_point[0] if source.zero_point else 0,
-        class_names=CLASS_NAMES,
+        output_names=CLASS_NAMES,
         operators=len(operators(tflite)),
         run_sha256="",
         calibration=(),

@@ -58,7 +58,7 @@ def tiny(io: str = "float32", *, batch: int | None = 1, brightest: int = 255) ->
 
 ABOUT: dict[str, Any] = {
     "schema_version": 1,
-    "class_names": [f"class {number}" for number in range(OUTPUTS)],
+    "output_names": [f"class {number}" for number in range(OUTPUTS)],
     "inputs": {"kind": "image", "height": SIDE, "width": SIDE, "resize": "stretch"},
     "input_tensor": {"pixel_shift": 0},
 }

@@ -1,17 +1,23 @@
 """Labelled examples: what every source gives, and everything else takes."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.errors import DatasetError
+from edgetl.outputs import OutputSpec, Task
 
 SplitName = Literal["train", "validation", "test"]
+Label = int | tuple[int, ...] | tuple[float, ...]
+"""By task: the index of a class; the indices of all labels that are true; the value of each target."""
+MAX_BINS = 10
+"""Numbers are divided in proportion to so many quantiles, as classes are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +28,15 @@ class Example:
     """Unique name: the posix path relative to the root."""
     path: Path
     """Where the bytes are."""
-    label: int
-    """Index into the class names."""
+    label: Label
     split: SplitName | None = None
     """The part that the data set itself assigns; None leaves the choice to `split`."""
+    group: str = ""
+    """Examples of one group, say all photos of a day, stay on one side of every division; empty: alone."""
+    weight: float = 1.0
+    """How much it counts in training, above 0; figures count all alike."""
+    values: tuple[str, ...] = ()
+    """What else is known of it, in the order of `Examples.columns`."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +47,14 @@ class Examples:
     """What the user asked for: a folder or the name of a data set."""
     root: Path
     """The folder that ids are relative to."""
-    class_names: tuple[str, ...]
-    """Sorted, so that label numbers follow from the names alone."""
+    output_names: tuple[str, ...]
+    """Of classes (sorted, so that label numbers follow from the names alone; ordinal: from low to high), labels or
+    targets."""
     items: tuple[Example, ...]
     """The examples, sorted by id."""
+    task: Task = "classification"
+    columns: tuple[str, ...] = ()
+    """Names of what else is known of each example: figures can be taken apart by them."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -50,20 +65,80 @@ class Examples:
     @property
     def location(self) -> str:
         """What `load` takes to find them again from any working directory: a name, or an absolute path."""
-        return str(self.root.resolve()) if self.root == Path(self.source) else self.source
+        path = Path(self.source).expanduser()
+        return str(path.resolve()) if self.root in (path, path.parent) else self.source
+
+    @property
+    def outputs(self) -> OutputSpec:
+        """What a model of these labels says."""
+        return OutputSpec(self.task, self.output_names)
 
     @cached_property
-    def labels(self) -> NDArray[np.int64]:
-        """Label of each example, int64 [n], read-only."""
-        labels = np.fromiter((item.label for item in self.items), dtype=np.int64, count=len(self.items))
+    def labels(self) -> NDArray[Any]:
+        """Labels of all examples, read-only.
+
+        classification, ordinal: int64 [n], indices; multi_label: float32 [n, k], 1 where a label is true, else 0;
+        regression: float32 [n, k], in the targets' own units.
+        """
+        given: list[Any] = [item.label for item in self.items]
+        if self.outputs.exclusive:
+            labels: NDArray[Any] = np.array(given, dtype=np.int64)
+        elif self.task == "regression":
+            labels = np.array(given, dtype=np.float32).reshape(len(given), len(self.output_names))
+        else:
+            labels = np.zeros((len(given), len(self.output_names)), np.float32)
+            for row, indices in zip(labels, given, strict=True):
+                row[list(indices)] = 1
         labels.setflags(write=False)
         return labels
 
     @cached_property
-    def class_counts(self) -> dict[str, int]:
-        """Number of examples of each class; 0 for a class that has none here."""
-        counts = np.bincount(self.labels, minlength=len(self.class_names))
-        return {name: int(count) for name, count in zip(self.class_names, counts, strict=True)}
+    def weights(self) -> NDArray[np.float32]:
+        """Weight of each example in training, float32 [n], read-only."""
+        weights = np.fromiter((item.weight for item in self.items), dtype=np.float32, count=len(self.items))
+        weights.setflags(write=False)
+        return weights
+
+    @cached_property
+    def strata(self) -> NDArray[np.int64]:
+        """Which examples are of one kind, int64 [n]: divisions keep the proportions of these.
+
+        The class; of several labels the rarest (0 where none is true), so that rare ones are divided, too; of numbers
+        the quantile of the first target.
+        """
+        if self.outputs.exclusive or not self.items:
+            return self.labels.astype(np.int64)
+        if self.task == "regression":
+            bins = min(MAX_BINS, len(self))
+            edges = np.quantile(self.labels[:, 0], np.linspace(0, 1, bins + 1)[1:-1])
+            return np.searchsorted(edges, self.labels[:, 0], side="right").astype(np.int64)
+        counts = self.labels.sum(axis=0)
+        rarity = np.where(self.labels > 0, counts, np.inf)
+        return np.where(self.labels.any(axis=1), rarity.argmin(axis=1) + 1, 0).astype(np.int64)
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Number of examples of each class or label, 0 for one that has none here; of each target, all."""
+        if self.outputs.exclusive:
+            counts = np.bincount(self.labels, minlength=len(self.output_names))
+        elif self.task == "multi_label":
+            counts = self.labels.sum(axis=0)
+        else:
+            counts = np.full(len(self.output_names), len(self))
+        return {name: int(count) for name, count in zip(self.output_names, counts, strict=True)}
+
+    def label_text(self, example: Example) -> str:
+        """Write a label down as a manifest does: names, joined by `|`; or numbers, with every digit."""
+        label = example.label
+        if isinstance(label, int):
+            return self.output_names[label]
+        if self.task == "regression":
+            return "|".join(repr(float(value)) for value in label)
+        return "|".join(self.output_names[int(index)] for index in label)
+
+    def with_items(self, items: Sequence[Example]) -> "Examples":
+        """Make the same with other examples, in the order given."""
+        return dataclasses.replace(self, items=tuple(items))
 
     def select(self, which: Sequence[str] | Sequence[int] | NDArray[np.integer]) -> "Examples":
         """Take some examples, in the order asked for.
@@ -76,12 +151,33 @@ class Examples:
         """
         by_id = {item.id: item for item in self.items} if any(isinstance(key, str) for key in which) else {}
         try:
-            items = tuple(by_id[key] if isinstance(key, str) else self._at(int(key)) for key in which)
+            return self.with_items([by_id[key] if isinstance(key, str) else self._at(int(key)) for key in which])
         except (KeyError, IndexError) as error:
             raise DatasetError(f"{self.source}: no example {error.args[0]!r} among {len(self)}") from None
-        return Examples(self.source, self.root, self.class_names, items)
 
     def _at(self, position: int) -> Example:
         if not 0 <= position < len(self.items):
             raise IndexError(position)
         return self.items[position]
+
+
+def parse_label(text: str, task: Task, number: dict[str, int]) -> Label:
+    """Read what `Examples.label_text` wrote.
+
+    Args:
+        text: the label.
+        task: its kind.
+        number: name -> position.
+
+    Raises:
+        KeyError: a name is unknown.
+        ValueError: not numbers, or not as many as there are names.
+    """
+    if task == "regression":
+        values = tuple(float(part) for part in text.split("|"))
+        if len(values) != len(number) or not np.isfinite(values).all():
+            raise ValueError(text)
+        return values
+    if task == "multi_label":
+        return tuple(sorted(number[name] for name in text.split("|") if name))
+    return number[text]

@@ -59,6 +59,23 @@ def load(data: str | Path) -> Examples:
     return _load_folder(root, str(data))
 
 
+def locate(data: str | Path) -> Path:
+    """Find the folder that a data set's photos lie in. No label is read.
+
+    Args:
+        data: what `load` takes.
+
+    Raises:
+        DatasetError: nothing is there.
+    """
+    if isinstance(data, str) and data in NAMED:
+        return NAMED[data]().root
+    root = Path(data).expanduser()
+    if not str(data).strip() or not root.exists():
+        raise DatasetError(f"{str(data)!r}: no such folder or data set. {_advice(str(data))}")
+    return root if root.is_dir() else root.parent
+
+
 def _advice(data: str) -> str:
     near = difflib.get_close_matches(data.lower(), NAMED, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]}? " if near else ""

@@ -9,13 +9,16 @@ import hashlib
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import get_args
 
-from edgetl.data.examples import Example, Examples, SplitName
+from edgetl.data.examples import Example, Examples, SplitName, parse_label
 from edgetl.errors import ConfigError, DatasetError
+from edgetl.outputs import OutputSpec
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
-_COLUMNS = ["id", "label", "split", "sha256"]
+_COLUMNS = ["id", "label", "split", "group", "weight", "sha256"]
+_AGAIN = "Train again to write the file anew"
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ def split(
     if "test" not in given:
         shares["test"] = test_fraction
     parts: dict[SplitName, list[Example]] = {name: [] for name in SPLITS}
-    for name, members in zip(examples.class_names, _by_class(examples), strict=True):
-        for part, items in _divide(members, shares, seed, f"{examples.source}: class {name}").items():
+    for name, members in _strata(examples).items():
+        for part, items in _divide(members, shares, seed, f"{examples.source}: {name}").items():
             parts[part] += items
     return Splits(**{name: _part(examples, items) for name, items in parts.items()})
 
@@ -81,73 +84,90 @@ def stratified_subset(examples: Examples, count: int, seed: int = 0) -> Examples
     """
     if count >= len(examples):
         return _part(examples, examples.items)
-    sizes = {label: int(size) for label, size in enumerate(examples.class_counts.values()) if size}
+    members = _strata(examples)
+    sizes = {name: len(items) for name, items in members.items() if items}
     if count < len(sizes):
         raise ConfigError(
             f"a subset of {count} example(s) can't hold {len(sizes)} classes. Ask for at least {len(sizes)}"
         )
     take = dict.fromkeys(sizes, 1)
     for _ in range(count - len(sizes)):
-        open_classes = [label for label in sizes if take[label] < sizes[label]]
-        take[max(open_classes, key=lambda label: sizes[label] * count / len(examples) - take[label])] += 1
-    members = _by_class(examples)
-    return _part(examples, [item for label in take for item in _shuffled(members[label], seed)[: take[label]]])
+        unfinished = [name for name in sizes if take[name] < sizes[name]]
+        take[max(unfinished, key=lambda name: sizes[name] * count / len(examples) - take[name])] += 1
+    return _part(examples, [item for name in take for item in _shuffled(members[name], seed)[: take[name]]])
 
 
 def write_csv(splits: Splits, sha256: Mapping[str, str]) -> str:
-    """Write down which example is in which split.
+    """Write down which example is in which split, and all that is known of it.
 
     Args:
         splits: the parts.
         sha256: id -> hash of the file's bytes; empty in the text where it is unknown.
 
     Returns:
-        CSV text with the columns id, label (class name), split, sha256; sorted by id.
+        CSV text with the columns id, label (see `Examples.label_text`), split, group, weight, sha256, and what else is
+        known; sorted by id.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    names = splits.train.class_names
+    writer.writerow([*_COLUMNS, *splits.train.columns])
     rows = [(item, part.name) for part in fields(splits) for item in getattr(splits, part.name)]
     for item, part_name in sorted(rows, key=lambda row: row[0].id):
-        writer.writerow([item.id, names[item.label], part_name, sha256.get(item.id, "")])
+        label = splits.train.label_text(item)
+        known = [item.id, label, part_name, item.group, f"{item.weight:g}", sha256.get(item.id, "")]
+        writer.writerow([*known, *item.values])
     return text.getvalue()
 
 
-def read_csv(text: str, examples: Examples, *, source: str = "splits.csv") -> tuple[Splits, dict[str, str]]:
-    """Find the splits of an earlier run again in a data set, which may have grown since.
+def read_csv(
+    text: str, root: Path, outputs: OutputSpec, *, source: str = "splits.csv"
+) -> tuple[Splits, dict[str, str]]:
+    """Find the examples of an earlier run again, whatever came to the data set since.
 
     Args:
         text: what `write_csv` gave.
-        examples: the data set as it is now.
+        root: the folder that ids are relative to, as it is now.
+        outputs: of that run.
         source: where the text comes from, for the message.
 
     Returns:
-        The splits, with the classes of that run, and id -> sha256 where it is known.
+        The splits, and id -> sha256 where it is known.
 
     Raises:
-        DatasetError: the text is damaged; an example is missing or has another label now.
+        DatasetError: the text is damaged; a photo is missing.
     """
-    rows = _read_rows(text, source)
-    names = tuple(sorted({label for _, label, _, _ in rows}))
-    number = {name: label for label, name in enumerate(names)}
-    now = {item.id: item for item in examples}
-    missing = sorted(id_ for id_, *_ in rows if id_ not in now)
+    reader = csv.reader(io.StringIO(text, newline=""))
+    header = next(reader, [])
+    if header[: len(_COLUMNS)] != _COLUMNS:
+        raise DatasetError(f"{source}: the first line does not begin with {','.join(_COLUMNS)}. {_AGAIN}")
+    number = {name: index for index, name in enumerate(outputs.names)}
+    parts: dict[SplitName, list[Example]] = {name: [] for name in SPLITS}
+    hashes: dict[str, str] = {}
+    for row in reader:
+        try:
+            id_, label, part, group, weight, sha256, *values = row
+            at = SPLITS[SPLITS.index(part)]
+            item = Example(
+                id_, root / id_, parse_label(label, outputs.task, number), None, group, float(weight), tuple(values)
+            )
+        except (ValueError, KeyError):
+            raise DatasetError(f"{source}: line {reader.line_num} is damaged: {row}. {_AGAIN}") from None
+        if len(row) != len(header) or id_ in hashes:
+            raise DatasetError(f"{source}: line {reader.line_num} is damaged: {row}. {_AGAIN}")
+        hashes[id_] = sha256
+        parts[at].append(item)
+    if not hashes:
+        raise DatasetError(f"{source}: no rows. {_AGAIN}")
+    missing = sorted(item.path for items in parts.values() for item in items if not item.path.is_file())
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DatasetError(
-            f"{examples.root / missing[0]}{more}: used by the run ({source}), missing now. "
-            "Put the photo(s) back or train again"
+            f"{missing[0]}{more}: used by the run ({source}), missing now. Put the photo(s) back or train again"
         )
-    parts: dict[SplitName, list[Example]] = {name: [] for name in SPLITS}
-    for id_, label, part, _ in rows:
-        item = now[id_]
-        if examples.class_names[item.label] != label:
-            now_in = examples.class_names[item.label]
-            raise DatasetError(f"{item.path}: {label} in {source}, {now_in} now. Undo the change or train again")
-        parts[part].append(Example(item.id, item.path, number[label], item.split))
-    whole = Examples(examples.source, examples.root, names, ())
-    return Splits(**{name: _part(whole, items) for name, items in parts.items()}), {i: h for i, _, _, h in rows if h}
+    whole = Examples(str(root), root, outputs.names, (), outputs.task, tuple(header[len(_COLUMNS) :]))
+    return Splits(**{name: _part(whole, items) for name, items in parts.items()}), {
+        i: h for i, h in hashes.items() if h
+    }
 
 
 def _check_fractions(validation: float, test: float) -> None:
@@ -184,10 +204,12 @@ def _divide(
     return parts
 
 
-def _by_class(examples: Examples) -> list[list[Example]]:
-    members: list[list[Example]] = [[] for _ in examples.class_names]
-    for item in examples:
-        members[item.label].append(item)
+def _strata(examples: Examples) -> dict[str, list[Example]]:
+    """Examples by kind, with the kind's name in words: all classes, even those without an example."""
+    names = [f"class {name}" for name in examples.output_names] if examples.outputs.exclusive else None
+    members: dict[str, list[Example]] = {name: [] for name in names or ()}
+    for item, stratum in zip(examples, examples.strata.tolist(), strict=True):
+        members.setdefault(names[stratum] if names else f"kind {stratum}", []).append(item)
     return members
 
 
@@ -197,20 +219,4 @@ def _shuffled(items: Iterable[Example], seed: int) -> list[Example]:
 
 
 def _part(whole: Examples, items: Iterable[Example]) -> Examples:
-    return Examples(whole.source, whole.root, whole.class_names, tuple(sorted(items, key=lambda item: item.id)))
-
-
-def _read_rows(text: str, source: str) -> list[tuple[str, str, SplitName, str]]:
-    reader = csv.reader(io.StringIO(text, newline=""))
-    if next(reader, None) != _COLUMNS:
-        raise DatasetError(f"{source}: the first line is not {','.join(_COLUMNS)}. Train again to write the file anew")
-    rows: list[tuple[str, str, SplitName, str]] = []
-    for row in reader:
-        if len(row) != len(_COLUMNS) or row[2] not in SPLITS:
-            raise DatasetError(
-                f"{source}: line {reader.line_num} is damaged: {row}. Train again to write the file anew"
-            )
-        rows.append((row[0], row[1], SPLITS[SPLITS.index(row[2])], row[3]))
-    if len({id_ for id_, *_ in rows}) != len(rows) or not rows:
-        raise DatasetError(f"{source}: no rows, or an id twice. Train again to write the file anew")
-    return rows
+    return whole.with_items(sorted(items, key=lambda item: item.id))

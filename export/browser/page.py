@@ -45,7 +45,7 @@ class PageModel:
     input: Tensor
     """It takes raw pixels 0..255, whatever its type."""
     output: Tensor
-    class_names: tuple[str, ...]
+    output_names: tuple[str, ...]
     """The position is the output index."""
     runtime: str
     schema_version: int = 1
@@ -87,6 +87,6 @@ def _described(artifact: Artifact, model: "Model") -> PageModel:
         inputs=artifact.inputs,
         input=Tensor(model.input.dtype, model.input.scale, model.input.zero_point),
         output=Tensor(model.output.dtype, model.output.scale, model.output.zero_point),
-        class_names=artifact.class_names,
+        output_names=artifact.output_names,
         runtime=litert_js.RUNTIME,
     )

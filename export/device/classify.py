@@ -63,8 +63,8 @@ def run(bundle: Bundle, folder: Path, options: argparse.Namespace) -> Outcome:
     if options.top < 1:
         raise DeviceError(f"--top {options.top}: give at least 1")
     model = Model(folder / bundle.model, threads=options.threads, sha256=bundle.sha256)
-    if math.prod(model.output.shape) != len(bundle.class_names):
-        raise DeviceError(f"{folder}: names {len(bundle.class_names)} classes, not those of {bundle.model}. {ADVICE}")
+    if math.prod(model.output.shape) != len(bundle.output_names):
+        raise DeviceError(f"{folder}: names {len(bundle.output_names)} classes, not those of {bundle.model}. {ADVICE}")
     found = []
     for path in options.photos:
         start = time.perf_counter_ns()
@@ -72,12 +72,12 @@ def run(bundle: Bundle, folder: Path, options: argparse.Namespace) -> Outcome:
         prepared = time.perf_counter_ns()
         scores = finite(model.predict(pixels).tolist(), bundle.model)
         done = time.perf_counter_ns()
-        ranked = sorted(zip(bundle.class_names, scores), key=lambda pair: -pair[1])  # noqa: B905 (Python 3.9)
+        ranked = sorted(zip(bundle.output_names, scores), key=lambda pair: -pair[1])  # noqa: B905 (Python 3.9)
         found.append(
             Classified(str(path), ranked[0][0], dict(ranked), (prepared - start) / 1e6, (done - prepared) / 1e6)
         )
     report = ClassifyReport(tuple(found), circumstances(model))
-    shown = min(options.top, len(bundle.class_names))
+    shown = min(options.top, len(bundle.output_names))
     titles = ["photo", *(["class", "score"] * shown), "prepare ms", "invoke ms"]
     rows = [
         [

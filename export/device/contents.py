@@ -68,7 +68,7 @@ class Bundle:
     input_scale: float
     """real = input_scale * (pixel - input_zero_point); 0.0 for a float input."""
     input_zero_point: int
-    class_names: tuple[str, ...]
+    output_names: tuple[str, ...]
     """The position is the output index."""
     float32: Accuracy
     """The Keras model that the file was made from, in float32."""
@@ -141,8 +141,8 @@ def read_bundle(folder: Path) -> Bundle:
         DeviceError: no bundle there; `bundle.json` is damaged or of another version.
     """
     bundle = _read(Bundle, folder / BUNDLE)
-    if len(set(bundle.class_names)) != len(bundle.class_names) or not bundle.class_names:
-        raise DeviceError(f"{folder / BUNDLE}: class_names are missing or not distinct. {ADVICE}")
+    if len(set(bundle.output_names)) != len(bundle.output_names) or not bundle.output_names:
+        raise DeviceError(f"{folder / BUNDLE}: output_names are missing or not distinct. {ADVICE}")
     return bundle
 
 

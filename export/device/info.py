@@ -63,7 +63,7 @@ def run(bundle: Bundle, folder: Path, options: argparse.Namespace) -> Outcome:
         file=bundle.model,
         sha256=bundle.sha256,
         size_bytes=bundle.size_bytes,
-        classes=len(bundle.class_names),
+        classes=len(bundle.output_names),
         damaged=damaged,
         packages=packages,
         advice=tuple(missing),
@@ -103,7 +103,7 @@ def _sha256(path: Path) -> str:
 def _shown(report: InfoReport, bundle: Bundle) -> list[str]:
     inputs, host, latency = bundle.inputs, bundle.host, bundle.latency
     frame = f"{inputs.get('height')} x {inputs.get('width')} pixels, {inputs.get('resize')}, {bundle.input_type}"
-    names = ", ".join(bundle.class_names[:5]) + (", ..." if len(bundle.class_names) > 5 else "")
+    names = ", ".join(bundle.output_names[:5]) + (", ..." if len(bundle.output_names) > 5 else "")
     interval = f"{100 * host.top1_low:.1f}-{100 * host.top1_high:.1f}"
     rows = [
         ["model", f"{report.file}, {report.size_bytes / 1e6:.2f} MB, {report.scheme}"],

@@ -120,15 +120,15 @@ class Model:
         self.input, source = self._only(inputs, "input")
         self.output, self._sink = self._only(outputs, "output")
         self._check_pixel_shift()
-        self._check_class_names()
+        self._check_output_names()
         self.kernels_used: Kernels = self._kernels_used()
         # A function that returns a fresh view each time. A view kept across invoke() would make it refuse.
         self._view = self._interpreter.tensor(source)
 
     @property
-    def class_names(self) -> tuple[str, ...]:
+    def output_names(self) -> tuple[str, ...]:
         """What the file calls its outputs, in their order; none where it does not say."""
-        return self.about.class_names if self.about else ()
+        return self.about.output_names if self.about else ()
 
     @property
     def size_bytes(self) -> int:
@@ -231,12 +231,12 @@ class Model:
                 "Convert it again"
             )
 
-    def _check_class_names(self) -> None:
+    def _check_output_names(self) -> None:
         """Refuse names of other classes than those that the model scores."""
         scores = int(np.prod(self.output.shape))
-        if self.about and len(self.about.class_names) != scores:
+        if self.about and len(self.about.output_names) != scores:
             raise DeviceError(
-                f"{self.where}: its {FILE} names {len(self.about.class_names)} classes, the output has {scores} "
+                f"{self.where}: its {FILE} names {len(self.about.output_names)} classes, the output has {scores} "
                 "scores. Convert it again"
             )
 

@@ -31,7 +31,7 @@ _BROKEN = (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, OSError, Over
 class About:
     """What device code reads of `edgetl.json`."""
 
-    class_names: tuple[str, ...]
+    output_names: tuple[str, ...]
     """The position is the output index."""
     inputs: dict[str, Any]
     """How a photo becomes the input, as edgetl's InputSpec spells it: `kind`, `height`, `width`, `resize`."""
@@ -88,9 +88,9 @@ def _parsed(text: bytes) -> About:
     version = found.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ValueError(f"schema_version {version!r:.20}, this code reads {SCHEMA_VERSION}")
-    names, inputs, tensor = (found.get(key) for key in ("class_names", "inputs", "input_tensor"))
+    names, inputs, tensor = (found.get(key) for key in ("output_names", "inputs", "input_tensor"))
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError("class_names is not a list of names")
+        raise ValueError("output_names is not a list of names")
     "".join(names).encode("utf-8")  # JSON can spell half a character, on which printing would fail later
     if not isinstance(inputs, dict) or not isinstance(tensor, dict):
         raise ValueError("inputs or input_tensor is not an object")

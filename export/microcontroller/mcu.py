@@ -86,7 +86,7 @@ def write(folder: Path, artifact: Artifact, model: Path) -> McuReport:
     name = sources.identifier(artifact.scheme)
     texts = {
         f"{name}.h": _header(name, artifact, reference, arena),
-        f"{name}.cc": sources.source(name, flash, artifact.class_names),
+        f"{name}.cc": sources.source(name, flash, artifact.output_names),
         f"{name}_operators.h": sources.resolver(name, tuple(counted)),
     }
     for file, text in texts.items():
@@ -177,5 +177,5 @@ def _compare(found: NDArray[np.float32], frames: "Pixels", reference: "Model") -
 
 
 def _header(name: str, artifact: Artifact, reference: "Model", arena: int) -> str:
-    shape, classes, ends = artifact.inputs.shape, len(artifact.class_names), (reference.input, reference.output)
+    shape, classes, ends = artifact.inputs.shape, len(artifact.output_names), (reference.input, reference.output)
     return sources.header(name, frame=shape, ends=ends, arena=arena, names=classes)

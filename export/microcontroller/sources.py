@@ -70,17 +70,17 @@ extern const char* const kClassNames[kClassCount];  // UTF-8
 """
 
 
-def source(name: str, tflite: bytes, class_names: tuple[str, ...]) -> str:
+def source(name: str, tflite: bytes, output_names: tuple[str, ...]) -> str:
     """Define what `header` declares.
 
     Args:
         name: of the files and the namespace.
         tflite: the model.
-        class_names: the position is the output index.
+        output_names: the position is the output index.
     """
     lines = [tflite[start : start + ARRAY_LINE] for start in range(0, len(tflite), ARRAY_LINE)]
     rows = "\n".join(",".join(map(str, line)) + "," for line in lines)
-    classes = "\n".join(f"    {_string(each)}," for each in class_names)
+    classes = "\n".join(f"    {_string(each)}," for each in output_names)
     return f"""#include "{name}.h"
 
 namespace {name} {{

@@ -52,7 +52,7 @@ def test_scores_and_names_are_those_of_the_interpreter(
     assert model.kernels == "xnnpack" and photos.shape[1:] == model.input.shape[1:]
     with classifier(path) as classify:
         found = [classify(photo) for photo in photos]
-    assert all(tuple(each) == open_run(run).class_names for each in found)
+    assert all(tuple(each) == open_run(run).output_names for each in found)
     expected = model.predict_batch(photos)
     assert len(np.unique(expected.argmax(1))) > 1  # photos that the model tells apart
     np.testing.assert_allclose([list(each.values()) for each in found], expected, rtol=0, atol=within)

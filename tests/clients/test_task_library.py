@@ -39,6 +39,6 @@ def test_scores_and_names_are_those_of_the_interpreter(
     )
     assert not done.returncode, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(found) == len(photos) and all(tuple(each) == open_run(run).class_names for each in found)
+    assert len(found) == len(photos) and all(tuple(each) == open_run(run).output_names for each in found)
     expected = Model(path).predict_batch(photos)
     np.testing.assert_allclose([list(each.values()) for each in found], expected, rtol=0, atol=within)

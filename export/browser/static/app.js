@@ -21,7 +21,7 @@ function say(text) {
 }
 
 /** The best labels with their scores, best first. */
-function best({ class_names: names }, scores) {
+function best({ output_names: names }, scores) {
   const ranked = names.map((name, i) => ({ name, score: scores[i] })).sort((a, b) => b.score - a.score);
   return ranked.slice(0, SHOWN);
 }
