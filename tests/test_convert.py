@@ -231,8 +231,7 @@ def own_photos(tmp_path: Path, trained_run: RunDir, monkeypatch: pytest.MonkeyPa
     """The run, with photos of its own that may be damaged."""
     root = make_photo_folder(tmp_path / "photos", {"cat": 20, "dog": 20, "owl": 20})
     run = RunDir(trained_run.path)
-    text = (run.path / "splits.csv").read_text()
-    monkeypatch.setattr(RunDir, "splits", lambda self, moved="": data.read_csv(text, data.load(root))[0])
+    monkeypatch.setattr("edgetl.rundir.locate", lambda data: root)
     return run
 
 

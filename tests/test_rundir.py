@@ -15,6 +15,7 @@ from edgetl import rundir
 from edgetl.config import to_json
 from edgetl.errors import DatasetError, RunError
 from edgetl.inputs import ImageInput
+from edgetl.outputs import OutputSpec
 from edgetl.rundir import RunDir, open_run, read_json, write_atomic, writing
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +33,7 @@ def finish(settings: Settings, **extra: str) -> RunDir:
     """A run without training: every file that a finished one has, and one of each name of `extra`."""
     with writing(settings.out, "toy", settings) as run:
         run.write(rundir.INPUTS, to_json(ImageInput(8, 8)))
+        run.write(rundir.OUTPUTS, to_json(OutputSpec("classification", ("cat", "dog"))))
         run.write(rundir.LABELS, "cat\ndog\n")
         run.write(rundir.SPLITS, "id,label,split,sha256\n")
         run.write(rundir.MODEL, b"model")
