@@ -60,8 +60,12 @@ def main(config: Config) -> RunDir:
     """
     config = checked(config)
     check(config)
+    return train_on(config, experiment.load_examples(config))
+
+
+def train_on(config: Config, examples: data.Examples) -> RunDir:
+    """Run the experiment on examples that were loaded already: those of a fold, say; `config` was checked."""
     row, spec = experiment.row_and_spec(config)
-    examples = experiment.load_examples(config)
     with rundir.writing(config.out, RECIPE, config) as run:
         if run.finished:
             return results.reopen(run, examples)

@@ -168,7 +168,11 @@ def main(config: Config) -> RunDir:
     check(config)
     if config.resume and not (config.out.expanduser() / rundir.CONFIG).is_file():
         raise RunError(f"--resume: {config.out} holds no run to go on with. Leave it out to start one")
-    examples = experiment.load_examples(config)
+    return train_on(config, experiment.load_examples(config))
+
+
+def train_on(config: Config, examples: data.Examples) -> RunDir:
+    """Run the experiment on examples that were loaded already: those of a fold, say; `config` was checked."""
     with rundir.writing(config.out, RECIPE, config) as run:
         if run.finished:
             return results.reopen(run, examples, Metrics)
