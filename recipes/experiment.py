@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgetl import data, features
+from edgetl.audit import gate
 from edgetl.backbones import registry
 from edgetl.backbones.backbone import Backbone
 from edgetl.console import progress, quiet_tensorflow
@@ -50,6 +51,10 @@ class Experiment:
     """Where features are stored for the next run. Default: $EDGETL_CACHE or ~/.cache/edgetl."""
     workers: int = field(default=0, metadata={"affects_result": False})
     """Threads that decode and run the backbone; 0 means one per core."""
+    exclude: Path | None = None
+    """CSV of photos to leave out: the exclude.csv of `edgetl audit`, as you edited it."""
+    allow_leakage: bool = False
+    """Go on where a photo is in two of the splits that the data brings, or is there with two labels."""
 
 
 def check_common(config: Experiment) -> None:
@@ -91,13 +96,25 @@ def load_examples(config: Experiment) -> data.Examples:
     """Find the photos, and refuse what can't be divided now, not after minutes of computing.
 
     Raises:
-        DatasetError: no such data, or too few of a class.
-        ConfigError: the fractions leave nothing, or the run would be written among the photos.
+        DatasetError: no such data, too few of a class, or photos in two splits.
+        ConfigError: the fractions leave nothing, a list of exclusions can't be used, or the run would be written among
+            the photos.
+    """
+    examples = gate.admit(find_examples(config), config.exclude, config.allow_leakage)
+    divide(config, examples)
+    return examples
+
+
+def find_examples(config: Experiment) -> data.Examples:
+    """Find the photos, all of them.
+
+    Raises:
+        DatasetError: no such data.
+        ConfigError: the run would be written among the photos.
     """
     examples = data.load(config.data)
     if config.out.expanduser().resolve().is_relative_to(examples.root.resolve()):
         raise ConfigError(f"--out {config.out}: lies in the data and would be taken for a class. Choose another place")
-    divide(config, examples)
     return examples
 
 
