@@ -74,7 +74,7 @@ def main(config: Config) -> Rows:
             )
             artifacts = {artifact.scheme: artifact for artifact in convert.main(convert.Config(run.path))}
             report = evaluate.main(evaluate.Config(run.path))
-            reference = next(a.scores.top1 for a in report.artifacts if a.scheme == "float32")
+            reference = next(a.scores.primary for a in report.artifacts if a.scheme == "float32")
             for scored in report.artifacts:
                 file = run.export_path / artifacts[scored.scheme].path
                 buffers = unpack(file.read_bytes()).buffers
@@ -83,8 +83,8 @@ def main(config: Config) -> Rows:
                         seed,
                         scored.scheme,
                         scored.scores.samples,
-                        scored.scores.top1,
-                        reference - scored.scores.top1,
+                        scored.scores.primary,
+                        reference - scored.scores.primary,
                         scored.against_keras.agreement,
                         scored.against_keras.max_difference,
                         artifacts[scored.scheme].size_bytes,

@@ -132,7 +132,7 @@ def outcome(found: Any) -> dict[str, Any]:
     test = found.test_against_keras
     return {
         "chosen": named(found.candidates[found.best]) if found.test else "nothing",
-        "test_keras": found.test.top1 + test.drop if found.test else None,
+        "test_keras": found.test.primary + test.drop if found.test else None,
         "test_drop": test.drop if test else None,
         "test_interval": (test.drop_low, test.drop_high) if test else None,
         "validation_drop": {named(each): each.against_keras.drop for each in found.candidates if each.against_keras},
@@ -168,7 +168,7 @@ def on_validation(run: Any) -> float:
     from export.evaluate import EvaluationSet
 
     said = EvaluationSet(run, run.splits().validation).predictions([run.export_path / "int8.tflite"])
-    found = compare(said.labels, said.keras, said.outputs[0])
+    found = compare(said.labels, said.keras, said.outputs[0], run.outputs)
     return max(found.drop, found.expected_drop)
 
 

@@ -11,9 +11,9 @@ from edgetl.data import Examples, Splits, write_csv
 from edgetl.errors import RunError
 from edgetl.features import Features
 from edgetl.inputs import InputSpec
-from edgetl.metrics import Scores
 from edgetl.outputs import OutputSpec
 from edgetl.rundir import RunDir
+from edgetl.scores import Scores
 
 if TYPE_CHECKING:
     import keras

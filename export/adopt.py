@@ -20,8 +20,9 @@ from edgetl.data import Examples, Splits, decoded, load, split, stratified_subse
 from edgetl.errors import ConfigError, RunError
 from edgetl.features import forward_of
 from edgetl.inputs import ImageInput, ResizeRule
-from edgetl.metrics import Scores, score, wilson_interval
+from edgetl.metrics import score, wilson_interval
 from edgetl.rundir import RunDir
+from edgetl.scores import PRIMARY, ClassScores
 from export.foreign import SUFFIXES, accepted, input_spec, load_model, probe, refuse_output, refuse_values
 
 if TYPE_CHECKING:
@@ -160,15 +161,19 @@ def _figures(
     settings: Adoption, spec: ImageInput, model: "keras.Model", table: features.Features, splits: Splits
 ) -> Metrics:
     """Score the outputs that are there, and say what is doubtful about them."""
-    validation, test = (score(part.labels, table.of(part)) for part in (splits.validation, splits.test))
+    validation, test = (score(part.labels, table.of(part), part.outputs) for part in (splits.validation, splits.test))
     log.info(
-        "%s: outputs taken to be, in this order, %s: alphabetical, as the folders of %s. Validation top-1 %.2f %%",
+        "%s: outputs taken to be, in this order, %s: alphabetical, as the folders of %s. Validation %s %.2f %%",
         settings.model,
         ", ".join(splits.train.output_names),
         settings.data,
-        100 * validation.top1,
+        PRIMARY[validation.task],
+        100 * validation.primary,
     )
-    notes = (*seen_photos(table.examples), *doubts(model, spec, splits.validation, validation))
+    notes = (
+        *seen_photos(table.examples),
+        *(doubts(model, spec, splits.validation, validation) if isinstance(validation, ClassScores) else ()),
+    )
     for note in notes:
         log.warning("%s", note)
     unreadable = tuple(failure.id for failure in table.unreadable)
@@ -187,7 +192,7 @@ def seen_photos(examples: Examples) -> tuple[str, ...]:
     )
 
 
-def doubts(model: "keras.Model", spec: ImageInput, photos: Examples, found: Scores) -> tuple[str, ...]:
+def doubts(model: "keras.Model", spec: ImageInput, photos: Examples, found: ClassScores) -> tuple[str, ...]:
     """Warn where the scores look as if pixels or classes were not what the model was trained with.
 
     Args:
@@ -219,7 +224,7 @@ def doubts(model: "keras.Model", spec: ImageInput, photos: Examples, found: Scor
     )
 
 
-def _better_order(confusion: NDArray[np.int64], found: Scores) -> NDArray[np.int64] | None:
+def _better_order(confusion: NDArray[np.int64], found: ClassScores) -> NDArray[np.int64] | None:
     """Class of each output under which most photos are right, if that is clearly better than the alphabet."""
     from scipy.optimize import linear_sum_assignment
 
@@ -229,7 +234,9 @@ def _better_order(confusion: NDArray[np.int64], found: Scores) -> NDArray[np.int
     return np.asarray(classes, np.int64) if low > found.top1_high else None
 
 
-def _better_pixels(model: "keras.Model", spec: ImageInput, photos: Examples, found: Scores) -> tuple[str, float] | None:
+def _better_pixels(
+    model: "keras.Model", spec: ImageInput, photos: Examples, found: ClassScores
+) -> tuple[str, float] | None:
     """Try the normalizations that backbones are trained with; a layer and its top-1, if that is clearly better."""
     count = max(min(TRIED_PHOTOS, len(photos)), len(photos.output_names))
     chosen = stratified_subset(photos, count)

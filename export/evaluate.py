@@ -23,8 +23,9 @@ from edgetl.config import checked, command, to_json
 from edgetl.console import progress, quiet_tensorflow
 from edgetl.errors import ArtifactError, ConfigError, DatasetError, RunError
 from edgetl.features import Forward, forward_of
-from edgetl.metrics import Scores, score
+from edgetl.metrics import score
 from edgetl.rundir import RunDir, installed_versions, open_run, read_json, sha256_of, write_atomic
+from edgetl.scores import PRIMARY, RegressionScores, Scores
 from export.artifacts import Artifact, device_errors, find_artifacts
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ def main(config: Config) -> EvaluationReport:
         ArtifactScores(
             scheme=artifact.scheme,
             sha256=artifact.sha256,
-            scores=score(found.labels, probabilities),
-            against_keras=compare(found.labels, found.keras, probabilities),
+            scores=score(found.labels, probabilities, run.outputs),
+            against_keras=compare(found.labels, found.keras, probabilities, run.outputs),
         )
         for artifact, probabilities in zip(artifacts, found.outputs, strict=True)
     ]
@@ -108,7 +109,7 @@ def main(config: Config) -> EvaluationReport:
         run_sha256=run.model_sha256,
         data_sha256=run.manifest.data_sha256,
         split="test",
-        keras=score(found.labels, found.keras),
+        keras=score(found.labels, found.keras, run.outputs),
         artifacts=tuple(scored + _still_valid(run, scored, found.unreadable)),
         unreadable=found.unreadable,
         kernels="xnnpack",
@@ -290,25 +291,33 @@ def keras_forward(run: RunDir) -> Forward:
 def show(report: EvaluationReport) -> str:
     """A line of titles, then one per model; the drop and all that follows from it is against Keras, in points."""
     wide = max(len(name) for name in ("keras", *(a.scheme for a in report.artifacts)))
-    keras, before = report.keras, report.artifacts[0].against_keras.calibration_error_before
+    keras = report.keras
     lines = [
-        f"{'':{wide}}  top-1 %  95 % interval    drop   95 % interval  McNemar p  as Keras %    F1 %  log loss  "
-        "calib. error %",
-        f"{'keras':{wide}}  {_shown(keras)}{'':45}  {100 * keras.f1:8.2f}  {keras.log_loss:8.4f}  {100 * before:.2f}",
+        f"{'':{wide}}  {PRIMARY[keras.task]:>5} %  95 % interval    drop   95 % interval  as Keras %" + _titles(keras),
+        f"{'keras':{wide}}  {_shown(keras)}{'':36}{_figures(keras)}",
     ]
     for artifact in report.artifacts:
         scores, found = artifact.scores, artifact.against_keras
         interval = f"{100 * found.drop_low:+.2f}..{100 * found.drop_high:+.2f}"
         lines.append(
             f"{artifact.scheme:{wide}}  {_shown(scores)} {100 * found.drop:+7.2f}  {interval:>14}  "
-            f"{found.mcnemar_p:9.2g}  {100 * found.agreement:10.2f}{100 * scores.f1:8.2f}  {scores.log_loss:8.4f}  "
-            f"{100 * found.calibration_error_before:.2f} -> {100 * found.calibration_error_after:.2f}"
+            f"{100 * found.agreement:10.2f}{_figures(scores)}"
         )
     return "\n".join(lines)
 
 
 def _shown(scores: Scores) -> str:
-    return f"{100 * scores.top1:7.2f}  {f'{100 * scores.top1_low:.1f}-{100 * scores.top1_high:.1f}':>13}"
+    return f"{100 * scores.primary:7.2f}  {f'{100 * scores.primary_low:.1f}-{100 * scores.primary_high:.1f}':>13}"
+
+
+def _titles(scores: Scores) -> str:
+    return "" if isinstance(scores, RegressionScores) else "     F1 %  log loss  calib. error %"
+
+
+def _figures(scores: Scores) -> str:
+    if isinstance(scores, RegressionScores):
+        return ""
+    return f" {100 * scores.f1:8.2f}  {scores.log_loss:8.4f}  {100 * scores.calibration_error:14.2f}"
 
 
 if __name__ == "__main__":

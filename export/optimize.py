@@ -28,8 +28,10 @@ from edgetl.config import checked, command, to_json
 from edgetl.console import log, table_lines
 from edgetl.errors import ArtifactError, ConfigError, DatasetError
 from edgetl.features import Forward, forward_of
-from edgetl.metrics import Scores, score
+from edgetl.metrics import primary, score
+from edgetl.outputs import Task
 from edgetl.rundir import RunDir, installed_versions, write_atomic
+from edgetl.scores import PRIMARY, Scores, summary
 from export import schemes
 from export.artifacts import device_errors
 from export.choices import Choices, takes_ranges
@@ -89,8 +91,8 @@ class Candidate:
     size_bytes: int = 0
     latency_ms: float = 0.0
     """Median of one invocation on this machine."""
-    top1: float = 0.0
-    """On validation photos, fraction."""
+    primary: float = 0.0
+    """Figure of the task (`edgetl.scores.PRIMARY`) on validation photos, fraction."""
     against_keras: Comparison | None = None
     """On validation photos."""
     misses: tuple[str, ...] = ()
@@ -115,8 +117,9 @@ class Optimization:
     max_size_kb: float | None
     max_latency_ms: float | None
     target: str
-    keras_top1: float
-    """On validation photos, fraction."""
+    task: Task
+    keras_primary: float
+    """Figure of the task on validation photos, fraction."""
     candidates: tuple[Candidate, ...]
     """In the order in which they were tried; float32 first, to compare with."""
     chosen: int | None
@@ -260,15 +263,15 @@ class Search:
     def result(self) -> Optimization:
         """Sum up, with the chosen candidate measured on the test split."""
         best = self.best()
-        top1 = next(each.top1 + each.against_keras.drop for each in self.tried if each.against_keras)
+        before = next(each.primary + each.against_keras.drop for each in self.tried if each.against_keras)
         scores = compared = None
         if self.tried[best].fits:
             option = self.options[best]
             tflite = self.conversion(option).described(option.scheme, self._made[best])
             photos = EvaluationSet(self.run, self._test, keep_bytes=0, forward=self._keras)
             said = photos.predictions([tflite], label="test split")
-            scores = score(said.labels, said.outputs[0])
-            compared = compare(said.labels, said.keras, said.outputs[0])
+            scores = score(said.labels, said.outputs[0], self.run.outputs)
+            compared = compare(said.labels, said.keras, said.outputs[0], self.run.outputs)
         return Optimization(
             run=str(self.run.path),
             run_sha256=self.run.model_sha256,
@@ -277,7 +280,8 @@ class Search:
             max_size_kb=self.config.max_size_kb,
             max_latency_ms=self.config.max_latency_ms,
             target=self.config.target,
-            keras_top1=top1,
+            task=self.run.outputs.task,
+            keras_primary=before,
             candidates=tuple(self.tried),
             chosen=best if scores else None,
             best=best,
@@ -312,14 +316,14 @@ class Search:
         base = replace(base, sha256=hashlib.sha256(tflite).hexdigest())
         return self.judged(
             base,
-            compare(said.labels, said.keras, said.outputs[0]),
-            top1=float((said.outputs[0].argmax(axis=1) == said.labels).mean()),
+            compare(said.labels, said.keras, said.outputs[0], self.run.outputs),
+            figure=primary(said.labels, said.outputs[0], self.run.outputs),
             size_bytes=len(tflite),
             latency_ms=float(np.median(timing.runs_ms)),
         )
 
     def judged(
-        self, base: Candidate, found: Comparison, *, top1: float, size_bytes: int, latency_ms: float
+        self, base: Candidate, found: Comparison, *, figure: float, size_bytes: int, latency_ms: float
     ) -> Candidate:
         """Put figures and the limits that they miss into a candidate."""
         config = self.config
@@ -333,7 +337,7 @@ class Search:
             kept[LATENCY] &= latency_ms <= (1 + LATENCY_NOISE) * slowest
         misses = tuple(name for name, fine in kept.items() if not fine)
         return replace(
-            base, size_bytes=size_bytes, latency_ms=latency_ms, top1=top1, against_keras=found, misses=misses
+            base, size_bytes=size_bytes, latency_ms=latency_ms, primary=figure, against_keras=found, misses=misses
         )
 
     def _settings(self, option: Option) -> dict[str, str]:
@@ -487,8 +491,8 @@ def pareto_front(candidates: tuple[Candidate, ...]) -> frozenset[int]:
     def beaten(a: Candidate, b: Candidate) -> bool:
         faster = b.latency_ms < a.latency_ms * (1 - LATENCY_NOISE)
         no_slower = b.latency_ms <= a.latency_ms * (1 + LATENCY_NOISE)
-        no_worse = b.top1 >= a.top1 and b.size_bytes <= a.size_bytes and no_slower
-        return no_worse and (b.top1 > a.top1 or b.size_bytes < a.size_bytes or faster)
+        no_worse = b.primary >= a.primary and b.size_bytes <= a.size_bytes and no_slower
+        return no_worse and (b.primary > a.primary or b.size_bytes < a.size_bytes or faster)
 
     return frozenset(i for i, each in there if not any(beaten(each, other) for _, other in there))
 
@@ -503,8 +507,8 @@ def show(found: Optimization) -> str:
     front = sum(1 for each in found.candidates if each.against_keras)
     samples = chosen.against_keras.samples if chosen.against_keras else 0
     lines += [
-        f"{front} artifacts on {samples} validation photos (Keras {100 * found.keras_top1:.2f} %); * Pareto front of "
-        f"accuracy, size, latency ({found.device}, 1 thread)",
+        f"{front} artifacts on {samples} validation photos (Keras {100 * found.keras_primary:.2f} %); * Pareto front "
+        f"of accuracy, size, latency ({found.device}, 1 thread)",
         "drop as measured; expected: of photos on which it differs, if Keras' probabilities were the truth; both count",
     ]
     if found.test is None or found.test_against_keras is None:
@@ -518,10 +522,7 @@ def show(found: Optimization) -> str:
     test = found.test_against_keras
     lines += [
         f"chosen: {named(chosen)} ({', '.join(limits)}; target {found.target})",
-        f"test split, {test.samples} photos: top-1 {100 * found.test.top1:.2f} %, drop {100 * test.drop:+.2f} points "
-        f"({100 * test.drop_low:+.2f} to {100 * test.drop_high:+.2f}), McNemar p {test.mcnemar_p:.2g}, names Keras' "
-        f"class on {100 * test.agreement:.2f} %, calibration error {100 * test.calibration_error_before:.2f} -> "
-        f"{100 * test.calibration_error_after:.2f} %",
+        f"test split: {summary(found.test)}, {lost(test)}",
         f"file: {found.run}/export/{chosen.scheme}.tflite; again: {chosen.command}",
     ]
     float32 = found.candidates[0]
@@ -543,13 +544,25 @@ def status(found: Optimization) -> int:
     return 0 if found.test else NOTHING_FITS
 
 
+def lost(found: Comparison) -> str:
+    """What was lost against Keras, in words."""
+    parts = [f"drop {100 * found.drop:+.2f} points ({100 * found.drop_low:+.2f} to {100 * found.drop_high:+.2f})"]
+    if found.flips:
+        parts.append(f"McNemar p {found.flips.mcnemar_p:.2g}")
+    parts.append(f"says what Keras says on {100 * found.agreement:.2f} %")
+    if found.calibration_error_before is not None and found.calibration_error_after is not None:
+        errors = f"{100 * found.calibration_error_before:.2f} -> {100 * found.calibration_error_after:.2f} %"
+        parts.append(f"calibration error {errors}")
+    return ", ".join(parts)
+
+
 def _table(found: Optimization) -> list[str]:
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("candidate", overflow="fold")
-    for title in ("top-1 %", "drop", "95 % interval", "expected", "as Keras %", "MB", "ms", ""):
+    for title in (f"{PRIMARY[found.task]} %", "drop", "95 % interval", "expected", "as Keras %", "MB", "ms", ""):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     front = pareto_front(found.candidates)
@@ -561,7 +574,7 @@ def _table(found: Optimization) -> list[str]:
         verdict = "" if each.reference else "chosen" if index == found.chosen else ", ".join(each.misses) or "fits"
         table.add_row(
             named(each),
-            f"{100 * each.top1:.2f}",
+            f"{100 * each.primary:.2f}",
             f"{100 * result.drop:+.2f}",
             f"{100 * result.drop_low:+.2f} to {100 * result.drop_high:+.2f}",
             _expected(result),

@@ -12,6 +12,7 @@ from edgetl.config import checked, command, to_json
 from edgetl.console import table_lines
 from edgetl.errors import ArtifactError
 from edgetl.rundir import METRICS, RunDir, open_run, write_atomic
+from edgetl.scores import MultiLabelScores, RegressionScores, Scores
 from export.artifacts import Artifact, find_artifacts, gzip_size_bytes
 from export.benchmark import latency_of
 from export.device.latency import LatencyReport
@@ -70,10 +71,10 @@ class ReportRow:
     top1_drop_low: float
     top1_drop_high: float
     """95 % interval, paired (`edgetl.comparison`)."""
-    lost: int
-    gained: int
+    lost: int | None
+    gained: int | None
     """Photos that only Keras, and that only the artifact, names rightly."""
-    mcnemar_p: float
+    mcnemar_p: float | None
     """How often chance alone would divide them at least as unevenly."""
     agreement: float
     """Share of test photos on which the artifact and Keras name the same class."""
@@ -81,7 +82,7 @@ class ReportRow:
     """Largest absolute difference of a probability to Keras."""
     class_drops: tuple[float | None, ...]
     """Recall lost in each class, in the order of `Report.class_samples`; None for a class without test photos."""
-    calibration_error: float
+    calibration_error: float | None
     """How far its scores are from being probabilities (`edgetl.comparison`)."""
     latency_ms_median: float | None
     latency_ms_p90: float | None
@@ -100,7 +101,7 @@ class Report:
     data_sha256: str
     run_sha256: str
     keras_top1: float
-    keras_calibration_error: float
+    keras_calibration_error: float | None
     class_samples: dict[str, int]
     """Class -> test photos."""
     device: str
@@ -146,9 +147,9 @@ def main(config: Config) -> Report:
         data=run.manifest.data,
         data_sha256=run.manifest.data_sha256,
         run_sha256=evaluation.run_sha256,
-        keras_top1=evaluation.keras.top1,
+        keras_top1=evaluation.keras.primary,
         keras_calibration_error=evaluation.artifacts[0].against_keras.calibration_error_before,
-        class_samples=dict(zip(run.output_names, map(sum, evaluation.keras.confusion), strict=True)),
+        class_samples=_samples(evaluation.keras),
         device=device,
         threads=threads,
         kernels=kernels,
@@ -191,18 +192,18 @@ def _row(run: RunDir, artifact: Artifact, result: ArtifactScores, latency: Laten
         sha256=artifact.sha256,
         size_bytes=artifact.size_bytes,
         gzip_bytes=gzip_size_bytes(content),
-        top1=scores.top1,
-        top1_low=scores.top1_low,
-        top1_high=scores.top1_high,
+        top1=scores.primary,
+        top1_low=scores.primary_low,
+        top1_high=scores.primary_high,
         top1_drop=found.drop,
         top1_drop_low=found.drop_low,
         top1_drop_high=found.drop_high,
-        lost=found.lost,
-        gained=found.gained,
-        mcnemar_p=found.mcnemar_p,
+        lost=found.flips.lost if found.flips else None,
+        gained=found.flips.gained if found.flips else None,
+        mcnemar_p=found.flips.mcnemar_p if found.flips else None,
         agreement=found.agreement,
         max_difference=found.max_difference,
-        class_drops=found.class_drops,
+        class_drops=found.drops,
         calibration_error=found.calibration_error_after,
         latency_ms_median=latency.median_ms if latency else None,
         latency_ms_p90=latency.p90_ms if latency else None,
@@ -212,7 +213,7 @@ def _row(run: RunDir, artifact: Artifact, result: ArtifactScores, latency: Laten
 
 def show(report: Report) -> str:
     """The table for the terminal, and what to know with it."""
-    keras = f"{100 * report.keras_top1:.2f} %, calibration error {100 * report.keras_calibration_error:.2f} %"
+    keras = f"{100 * report.keras_top1:.2f} %, calibration error {_percent(report.keras_calibration_error)} %"
     lines = [
         *_table(report.artifacts),
         f"{report.artifacts[0].samples} test photos of {report.data}; Keras itself: {keras}",
@@ -244,7 +245,7 @@ def _table(rows: Sequence[ReportRow]) -> list[str]:
             f"{100 * row.top1_drop:+.2f}",
             f"{100 * row.top1_drop_low:+.2f}..{100 * row.top1_drop_high:+.2f}",
             f"{100 * row.agreement:.2f}",
-            f"{100 * row.calibration_error:.2f}",
+            _percent(row.calibration_error),
             *(_ms(time) for time in (row.latency_ms_median, row.latency_ms_p90)),
         )
     return table_lines(table, 121)  # the last one is the table's margin
@@ -258,6 +259,18 @@ def _devices(report: Report) -> list[str]:
         if row.latency_ms_median is not None
     }
     return shown(report.devices, here) if report.devices else []
+
+
+def _samples(scores: Scores) -> dict[str, int]:
+    """Test photos of each class or label; of each target all."""
+    if isinstance(scores, RegressionScores):
+        return {target.name: scores.samples for target in scores.targets}
+    each = scores.labels if isinstance(scores, MultiLabelScores) else scores.classes
+    return {one.name: one.samples for one in each}
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
 
 
 def _ms(time: float | None) -> str:

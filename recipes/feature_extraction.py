@@ -13,9 +13,10 @@ import numpy as np
 from edgetl import data, features, results, rundir
 from edgetl.config import checked, command
 from edgetl.errors import ConfigError
-from edgetl.metrics import Scores, score
+from edgetl.metrics import score
 from edgetl.results import Metrics
 from edgetl.rundir import RunDir
+from edgetl.scores import Scores, summary
 from recipes import experiment
 from recipes.experiment import TASK, Experiment
 
@@ -127,7 +128,7 @@ def evaluate_head(head: "keras.Sequential", table: features.Features, splits: da
     """Score the head on stored features, the test split for the record only."""
 
     def scores(part: data.Examples) -> Scores:
-        return score(part.labels, np.asarray(head(table.of(part), training=False)))
+        return score(part.labels, np.asarray(head(table.of(part), training=False)), part.outputs)
 
     unreadable = tuple(failure.id for failure in table.unreadable)
     return Metrics(scores(splits.validation), scores(splits.test), chosen, unreadable)
@@ -136,10 +137,8 @@ def evaluate_head(head: "keras.Sequential", table: features.Features, splits: da
 def show(run: RunDir) -> str:
     """What came out and what to do next."""
     metrics = rundir.read_json(Metrics, run.path / rundir.METRICS)
-    test = metrics.test
     return (
-        f"{metrics.head}: validation top-1 {100 * metrics.validation.top1:.2f} %, test top-1 {100 * test.top1:.2f} % "
-        f"({100 * test.top1_low:.1f}-{100 * test.top1_high:.1f}, {test.samples} photos)\n"
+        f"{metrics.head}: validation {summary(metrics.validation)}, test {summary(metrics.test)}\n"
         f"next: python -m export.convert {run.path}"
     )
 

@@ -22,9 +22,10 @@ from edgetl.config import checked, command
 from edgetl.console import Bar, log, progress
 from edgetl.errors import ConfigError, RunError
 from edgetl.inputs import ImageInput
-from edgetl.metrics import Scores, score
+from edgetl.metrics import score
 from edgetl.phases import Phase
 from edgetl.rundir import RunDir
+from edgetl.scores import Scores, summary
 from recipes import experiment, training_data
 from recipes.experiment import Experiment
 
@@ -268,7 +269,11 @@ def prepare(config: Config, examples: data.Examples, run: RunDir) -> Iterator[Pr
     model = heads.attach(backbone, head)
     show_plan(config, model, blocks, plan)
     with training_data.sources(config, row, spec, model, plan, splits) as (learner, train, validation):
-        validated = score(splits.validation.labels, np.asarray(probe(table.of(splits.validation), training=False)))
+        validated = score(
+            splits.validation.labels,
+            np.asarray(probe(table.of(splits.validation), training=False)),
+            splits.validation.outputs,
+        )
         yield Prepared(row, spec, table, splits, model, learner, blocks, plan, train, validation, chosen, validated)
 
 
@@ -412,8 +417,8 @@ def save(config: Config, run: RunDir, ready: Prepared, history: "Sequence[Epoch]
     with progress("score the model", len(ready.splits.validation) + len(ready.splits.test)) as bar:
         validation, test = (predict(ready, part, bar) for part in (ready.splits.validation, ready.splits.test))
     metrics = Metrics(
-        score(ready.splits.validation.labels, validation),
-        score(ready.splits.test.labels, test),
+        score(ready.splits.validation.labels, validation, ready.splits.validation.outputs),
+        score(ready.splits.test.labels, test, ready.splits.test.outputs),
         ready.head,
         tuple(failure.id for failure in ready.table.unreadable),
         ready.probe_validation,
@@ -476,12 +481,11 @@ def notes(config: Config, ready: Prepared, history: "Sequence[Epoch]") -> tuple[
 def show(run: RunDir) -> str:
     """What came out and what to do next."""
     metrics = rundir.read_json(Metrics, run.path / rundir.METRICS)
-    test, probe, tuned = metrics.test, metrics.probe_validation, metrics.validation
     return "\n".join(
         [
             *metrics.notes,
-            f"validation top-1 {100 * tuned.top1:.2f} % (linear probe {100 * probe.top1:.2f} %), test top-1 "
-            f"{100 * test.top1:.2f} % ({100 * test.top1_low:.1f}-{100 * test.top1_high:.1f}, {test.samples} photos)",
+            f"validation {summary(metrics.validation)}, linear probe {summary(metrics.probe_validation)}",
+            f"test {summary(metrics.test)}",
             f"next: python -m export.convert {run.path}",
         ]
     )

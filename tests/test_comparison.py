@@ -9,9 +9,25 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import binomtest
 
-from edgetl.comparison import Comparison, calibration_error, compare, mcnemar, paired_interval
+from edgetl import comparison, metrics
+from edgetl.comparison import Comparison, Flips, mcnemar, paired_interval
 from edgetl.config import from_json, to_json
-from edgetl.metrics import score
+from edgetl.outputs import OutputSpec
+from edgetl.scores import ClassificationScores
+
+
+def spec(count: int) -> OutputSpec:
+    """That many classes."""
+    return OutputSpec("classification", tuple(f"c{i}" for i in range(count)))
+
+
+def compare(labels: np.ndarray, reference: np.ndarray, other: np.ndarray) -> Comparison:
+    return comparison.compare(labels, reference, other, spec(reference.shape[1]))
+
+
+def flips(found: Comparison) -> Flips:
+    assert found.flips, "one class is right"
+    return found.flips
 
 
 def naming(classes: Sequence[int], of: int, confidence: float = 0.7) -> np.ndarray:
@@ -36,11 +52,11 @@ def test_figures_are_those_computed_by_hand() -> None:
     other = naming([0, 1, 2, 0, 1, 1, 2, 2], of=3, confidence=0.6)
     found = compare(labels, reference, other)
     # Photos 1 and 2 are lost, photo 3 is gained, photo 6 is wrong twice, with another class each time.
-    assert (found.samples, found.lost, found.gained) == (8, 2, 1)
+    assert (found.samples, flips(found).lost, flips(found).gained) == (8, 2, 1)
     assert found.drop == (6 - 5) / 8
     assert found.agreement == 4 / 8
-    assert found.class_drops == (0.25, 0.0, 0.0)
-    assert found.mcnemar_p == 1.0  # of three coins, two or more fall on one side always
+    assert found.drops == (0.25, 0.0, 0.0)
+    assert flips(found).mcnemar_p == 1.0  # of three coins, two or more fall on one side always
     # 0.7 for the class that the other gives (1 - 0.6) / 2, in float32
     assert found.max_difference == pytest.approx(0.5, abs=1e-6)
     # All photos share one bin: 0.7 against 6 of 8 right, 0.6 against 5 of 8.
@@ -59,21 +75,22 @@ def test_drop_is_the_difference_of_the_scores_and_turns_its_sign_with_the_order(
 ) -> None:
     labels, reference, other = case
     found, back = compare(labels, reference, other), compare(labels, other, reference)
-    before, after = score(labels, reference), score(labels, other)
-    assert found.drop == pytest.approx(before.top1 - after.top1)
+    before, after = (metrics.score(labels, each, spec(each.shape[1])) for each in (reference, other))
+    assert isinstance(before, ClassificationScores) and isinstance(after, ClassificationScores)
+    assert found.drop == pytest.approx(before.primary - after.primary)
     assert -1 <= found.drop_low <= found.drop <= found.drop_high <= 1
     assert (found.drop_low, found.drop_high) == pytest.approx((-back.drop_high, -back.drop_low))
-    assert (found.lost, found.gained) == (back.gained, back.lost)
-    assert (found.mcnemar_p, found.agreement) == (back.mcnemar_p, back.agreement)
+    assert flips(found) == Flips(flips(back).gained, flips(back).lost, flips(back).mcnemar_p)
+    assert found.agreement == back.agreement
     assert found.max_difference == back.max_difference
     counts = np.array(before.confusion).sum(axis=1)
-    for index, drop in enumerate(found.class_drops):
+    for index, drop in enumerate(found.drops):
         assert (drop is None) == (counts[index] == 0)
         if drop is not None:
             assert drop * counts[index] == pytest.approx(before.confusion[index][index] - after.confusion[index][index])
     nothing = compare(labels, reference, reference)
-    assert (nothing.drop, nothing.lost, nothing.gained, nothing.max_difference) == (0.0, 0, 0, 0.0)
-    assert (nothing.mcnemar_p, nothing.agreement) == (1.0, 1.0)
+    assert (nothing.drop, nothing.max_difference, nothing.agreement) == (0.0, 0.0, 1.0)
+    assert nothing.flips == Flips(0, 0, 1.0)
     assert from_json(Comparison, to_json(found)) == found
 
 
@@ -144,53 +161,21 @@ def test_mcnemar_by_hand() -> None:
     assert mcnemar(1, 7) == pytest.approx(2 * (1 + 8) / 2**8)
 
 
-# --- calibration ----------------------------------------------------------------------------------------------------
-
-
-def test_calibration_error_by_hand() -> None:
-    labels = np.array([0, 0, 0, 0, 1, 1])
-    scores = np.array([[0.95, 0.05]] * 4 + [[0.45, 0.55], [0.55, 0.45]], np.float32)
-    # Four photos at 0.95, all right; two at 0.55, one right: (4 x 0.05 + 2 x 0.05) / 6
-    assert calibration_error(labels, scores) == pytest.approx(0.05, abs=1e-6)
-    # In another bin than the rest, so that too much here does not pay for too little there.
-    wrong = np.array([1, 1, 1, 1, 1, 1])
-    assert calibration_error(wrong, scores) == pytest.approx((4 * 0.95 + 2 * 0.05) / 6, abs=1e-6)
-
-
-def test_calibration_bins_are_closed_above_and_cover_everything() -> None:
-    # 5/15 belongs to the bin below, 0.34 to the next: apart the errors of +1/3 and -0.66 do not cancel.
-    scores = np.array([[1 / 3, 0.3, 0.3], [0.34, 0.33, 0.33]])
-    assert calibration_error(np.array([1, 0]), scores.astype(np.float64)) == pytest.approx((1 / 3 + 0.66) / 2)
-    assert calibration_error(np.array([0]), np.array([[1.0, 0.0]], np.float32)) == 0.0
-    assert calibration_error(np.array([0]), np.array([[0.0, 0.0]], np.float32)) == 1.0
-    assert calibration_error(np.array([0]), np.array([[257 / 256, 0.0]], np.float32)) == pytest.approx(1 / 256)
-
-
-def test_scores_that_are_probabilities_have_a_small_calibration_error_and_bold_ones_a_large_one() -> None:
-    random = np.random.default_rng(1)
-    sure = random.uniform(0.5, 1, 20_000)
-    labels = (random.uniform(size=20_000) > sure).astype(np.int64)
-    # 20,000 photos in 8 bins: the share right in a bin is known to 1 %.
-    assert calibration_error(labels, np.stack([sure, 1 - sure], 1).astype(np.float32)) < 0.01
-    bold = np.stack([np.sqrt(sure), 1 - np.sqrt(sure)], 1).astype(np.float32)
-    assert calibration_error(labels, bold) == pytest.approx((np.sqrt(sure) - sure).mean(), abs=0.01)
-
-
 # --- the edges ------------------------------------------------------------------------------------------------------
 
 
 def test_one_photo() -> None:
     found = compare(np.array([0]), naming([0], of=2), naming([1], of=2))
-    assert (found.drop, found.lost, found.gained, found.agreement) == (1.0, 1, 0, 0.0)
-    assert found.class_drops == (1.0, None)
-    assert (found.mcnemar_p, found.drop_high) == (1.0, 1.0), "one photo proves nothing"
+    assert (found.drop, found.flips, found.agreement) == (1.0, Flips(1, 0, 1.0), 0.0)
+    assert found.drops == (1.0, None)
+    assert found.drop_high == 1.0, "one photo proves nothing"
     assert found.drop_low < 0
     assert from_json(Comparison, to_json(found)) == found
 
 
 def test_a_class_that_is_absent_has_no_recall() -> None:
     found = compare(np.array([0, 2, 2]), naming([0, 2, 2], of=4), naming([0, 1, 2], of=4))
-    assert found.class_drops == (0.0, None, 0.5, None)
+    assert found.drops == (0.0, None, 0.5, None)
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -200,13 +185,11 @@ def test_what_cannot_be_compared_is_refused(which: int) -> None:
     for bad, message in (
         (np.array([[0.5, 0.5], [np.nan, 0.5]], np.float32), "NaN or infinity"),
         (good[:1], r"Received: \("),
-        (naming([0, 1], of=3), "equally many classes"),
+        (naming([0, 1], of=3), r"k = \d. Received"),
     ):
         given_values = (bad, good) if which == 0 else (good, bad)
         with pytest.raises(ValueError, match=message):
             compare(labels, *given_values)
-    with pytest.raises(ValueError, match="Received"):
-        calibration_error(np.zeros(0, np.int64), np.zeros((0, 2), np.float32))
 
 
 def test_expected_drop_counts_differences_by_how_sure_the_reference_was() -> None:

@@ -12,11 +12,13 @@ import pytest
 from edgetl.comparison import compare
 from edgetl.config import from_json
 from edgetl.errors import ArtifactError, ConfigError, DatasetError
+from edgetl.outputs import OutputSpec
 from edgetl.rundir import RunDir
 from export import optimize
 from export.artifacts import find_artifacts
 from export.optimize import NOTHING_FITS, Candidate, Config, Optimization, Option, Search, pareto_front, show
 
+TWO = OutputSpec("classification", ("bad", "good"))
 LAYERS = tuple(f"layer{number}" for number in range(40))
 
 
@@ -38,13 +40,13 @@ class Rig:
         def measured(search: Search, base: Candidate, option: Option, made: Option) -> Candidate:
             wrong = right.copy()
             wrong[: lost(made)] = [0.499, 0.501]
-            found = compare(labels, right, wrong)
+            found = compare(labels, right, wrong, TWO)
             size = {"float32": 4000, "float16": 2000, "int4_weights": 700}.get(made.scheme.name, 1000)
             size += len(made.float_layers)
             return search.judged(
                 base,
                 found,
-                top1=1 - found.drop,
+                figure=1 - found.drop,
                 size_bytes=size,
                 latency_ms=dynamic_ms if "dynamic" in base.scheme else 2.0,
             )
@@ -85,14 +87,14 @@ def test_a_lucky_candidate_does_not_fit(trained_run: RunDir) -> None:
     reference = np.tile(np.array([[0.75, 0.25]], np.float32), (400, 1))
     other = reference.copy()
     other[2:20:4], other[3:20:4] = [0.2, 0.8], [0.2, 0.8]  # five lost, five gained
-    found = compare(labels, reference, other)
+    found = compare(labels, reference, other, TWO)
     assert found.drop == 0.0 and found.expected_drop == pytest.approx(10 * 0.5 / 400)
     search = Search(trained_run, Config(trained_run.path, calibration_images=12, max_accuracy_drop=0.0125))
     base = Candidate("int8", {}, "")
-    assert search.judged(base, found, top1=0.75, size_bytes=1, latency_ms=1.0).misses == ("accuracy",)
+    assert search.judged(base, found, figure=0.75, size_bytes=1, latency_ms=1.0).misses == ("accuracy",)
     # With its standard error, 0.0039, it is within a budget of 0.0165.
     search.config = replace(search.config, max_accuracy_drop=0.0165)
-    assert search.judged(base, found, top1=0.75, size_bytes=1, latency_ms=1.0).fits
+    assert search.judged(base, found, figure=0.75, size_bytes=1, latency_ms=1.0).fits
 
 
 def test_other_ranges_come_before_anything_dearer(rig: Callable[..., Rig]) -> None:
@@ -203,8 +205,8 @@ def candidate(name: str, top1: float, size: int, ms: float, **changes: object) -
     right = np.tile(np.float32([[1, 0]]), (100, 1))
     wrong = right.copy()
     wrong[: round(100 * (1 - top1))] = [0, 1]
-    base = Candidate(name, {}, f"make {name}", size_bytes=size, latency_ms=ms, top1=top1)
-    return replace(base, against_keras=compare(labels, right, wrong), **changes)  # type: ignore[arg-type]
+    base = Candidate(name, {}, f"make {name}", size_bytes=size, latency_ms=ms, primary=top1)
+    return replace(base, against_keras=compare(labels, right, wrong, TWO), **changes)  # type: ignore[arg-type]
 
 
 def test_pareto_front_holds_what_nothing_beats() -> None:
@@ -226,8 +228,9 @@ def report(**changes: object) -> Optimization:
         candidate("mixed_int8", 0.97, 1_100_000, 1.5, misses=("accuracy",), settings={"float_layers": "a b"}),
         Candidate("qat_int8", {}, "", refused="layer x stands in the way"),
     )
+    limits = (0.01, None, None, "cpu")
     base = Optimization(
-        "runs/x", "0" * 64, "1" * 64, 0.01, None, None, "cpu", 1.0, tried, None, 2, None, None, "some CPU", {}
+        "runs/x", "0" * 64, "1" * 64, *limits, "classification", 1.0, tried, None, 2, None, None, "some CPU", {}
     )
     return replace(base, **changes)  # type: ignore[arg-type]
 
