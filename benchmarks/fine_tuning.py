@@ -110,8 +110,8 @@ def accuracy(settings: fine_tune.Config, seed: int) -> dict[str, float]:
     return tell(
         {
             "seed": seed,
-            "float32": found["float32"].scores.top1,
-            "int8": found["int8"].scores.top1,
+            "float32": found["float32"].scores.primary,
+            "int8": found["int8"].scores.primary,
             "as_keras": found["int8"].against_keras.agreement,
             "validation": metrics["validation"]["top1"],
             "probe_validation": metrics["probe_validation"]["top1"],
