@@ -13,7 +13,7 @@ from edgetl.features import Features
 from edgetl.inputs import InputSpec
 from edgetl.outputs import OutputSpec
 from edgetl.rundir import RunDir
-from edgetl.scores import Scores
+from edgetl.scores import Scores, summary
 
 if TYPE_CHECKING:
     import keras
@@ -24,11 +24,17 @@ class Metrics:
     """What every `metrics.json` holds; whoever makes the run may add its own."""
 
     validation: Scores
-    test: Scores
+    test: Scores | None
+    """None where no photo was held out: all of them trained the model, or chose among models."""
     head: str
     """Where the head comes from, in words: what was chosen on validation, or which file."""
     unreadable: tuple[str, ...]
     """Ids of photos that could not be read, and are in no split."""
+
+
+def tested(metrics: Metrics) -> str:
+    """The figure of the test photos in words, or that there is none."""
+    return f"test {summary(metrics.test)}" if metrics.test else "no photos were held out for testing"
 
 
 def hashes_of(table: Features) -> dict[str, str]:

@@ -131,14 +131,15 @@ def evaluate_head(head: "keras.Sequential", table: features.Features, splits: da
         return score(part.labels, np.asarray(head(table.of(part), training=False)), part.outputs)
 
     unreadable = tuple(failure.id for failure in table.unreadable)
-    return Metrics(scores(splits.validation), scores(splits.test), chosen, unreadable)
+    test = scores(splits.test) if len(splits.test) else None
+    return Metrics(scores(splits.validation), test, chosen, unreadable)
 
 
 def show(run: RunDir) -> str:
     """What came out and what to do next."""
     metrics = rundir.read_json(Metrics, run.path / rundir.METRICS)
     return (
-        f"{metrics.head}: validation {summary(metrics.validation)}, test {summary(metrics.test)}\n"
+        f"{metrics.head}: validation {summary(metrics.validation)}, {results.tested(metrics)}\n"
         f"next: python -m export.convert {run.path}"
     )
 

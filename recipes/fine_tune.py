@@ -415,10 +415,15 @@ def save(config: Config, run: RunDir, ready: Prepared, history: "Sequence[Epoch]
     from edgetl.plots import training_curves
 
     with progress("score the model", len(ready.splits.validation) + len(ready.splits.test)) as bar:
-        validation, test = (predict(ready, part, bar) for part in (ready.splits.validation, ready.splits.test))
+
+        def scores(part: data.Examples) -> Scores:
+            return score(part.labels, predict(ready, part, bar), part.outputs)
+
+        validation = scores(ready.splits.validation)
+        test = scores(ready.splits.test) if len(ready.splits.test) else None
     metrics = Metrics(
-        score(ready.splits.validation.labels, validation, ready.splits.validation.outputs),
-        score(ready.splits.test.labels, test, ready.splits.test.outputs),
+        validation,
+        test,
         ready.head,
         tuple(failure.id for failure in ready.table.unreadable),
         ready.probe_validation,
@@ -485,7 +490,7 @@ def show(run: RunDir) -> str:
         [
             *metrics.notes,
             f"validation {summary(metrics.validation)}, linear probe {summary(metrics.probe_validation)}",
-            f"test {summary(metrics.test)}",
+            results.tested(metrics),
             f"next: python -m export.convert {run.path}",
         ]
     )
