@@ -104,14 +104,13 @@ def said_labels(outputs: NDArray[np.float32], spec: OutputSpec) -> NDArray[np.bo
 
 
 def _class_figures(labels: NDArray[Any], probabilities: NDArray[np.float32], spec: OutputSpec) -> dict[str, Any]:
-    from sklearn.metrics import confusion_matrix, log_loss
+    from sklearn.metrics import confusion_matrix
 
     count = probabilities.shape[1]
     predicted = probabilities.argmax(axis=1)
     true, said = (np.eye(count, dtype=bool)[indices] for indices in (labels, predicted))
     each = tuple(_output_scores(true, said, probabilities, spec))
     low, high = wilson_interval(int((predicted == labels).sum()), len(labels))
-    bounded = np.clip(probabilities.astype(np.float64), LEAST_PROBABILITY, None)
     k = 1 if count < 3 else 2 if count < 10 else 5
     return {
         "samples": len(labels),
@@ -122,7 +121,7 @@ def _class_figures(labels: NDArray[Any], probabilities: NDArray[np.float32], spe
         "top_k": float((_ranks(labels, probabilities) < k).mean()),
         "balanced_accuracy": float(np.mean([one.recall for one in each if one.samples])),
         **_macro(each),
-        "log_loss": float(log_loss(labels, bounded / bounded.sum(axis=1, keepdims=True), labels=np.arange(count))),
+        "log_loss": log_loss(labels, probabilities, spec),
         "brier": float(((probabilities.astype(np.float64) - true) ** 2).sum(axis=1).mean()),
         "calibration_error": calibration_error(labels, probabilities, spec),
         "classes": each,
@@ -152,8 +151,6 @@ def _multi_label(labels: NDArray[Any], outputs: NDArray[np.float32], spec: Outpu
     each = tuple(_output_scores(true, said, outputs, spec))
     hits, named, there = int((true & said).sum()), int(said.sum()), int(true.sum())
     figure = primary_figure(labels, outputs, spec)
-    scores = outputs.astype(np.float64)
-    bounded = np.clip(scores, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
     return MultiLabelScores(
         samples=len(labels),
         f1_low=figure.low,
@@ -164,8 +161,8 @@ def _multi_label(labels: NDArray[Any], outputs: NDArray[np.float32], spec: Outpu
         micro_f1=2 * hits / (named + there) if named + there else 0.0,
         subset_accuracy=float((true == said).all(axis=1).mean()),
         hamming_loss=float((true != said).mean()),
-        log_loss=float(-np.where(true, np.log(bounded), np.log1p(-bounded)).mean()),
-        brier=float(((scores - true) ** 2).mean()),
+        log_loss=log_loss(labels, outputs, spec),
+        brier=float(((outputs.astype(np.float64) - true) ** 2).mean()),
         calibration_error=calibration_error(labels, outputs, spec),
         labels=each,
     )
@@ -237,6 +234,26 @@ def _macro(each: tuple[OutputScores, ...]) -> dict[str, Any]:
     return {name: mean(name) for name in ("precision", "recall", "f1", "roc_auc", "average_precision")}
 
 
+def log_loss(labels: NDArray[Any], outputs: NDArray[np.float32], spec: OutputSpec) -> float:
+    """Mean negative log likelihood, nats: of the right classes, or over all pairs of an example and a label.
+
+    Args:
+        labels: see `score`.
+        outputs: [n, k], scores 0..1, taken for at least LEAST_PROBABILITY; those of classes are made to sum to 1.
+        spec: what they stand for; thresholds are not needed.
+
+    Raises:
+        ValueError: shapes do not fit, no example, a value that is not finite, or the outputs are no scores.
+    """
+    _check_scores(labels, outputs, spec)
+    scores = np.clip(outputs.astype(np.float64), LEAST_PROBABILITY, None)
+    if spec.exclusive:
+        right = scores[np.arange(len(labels)), labels]
+        return float((np.log(scores.sum(axis=1)) - np.log(right)).mean())
+    scores = np.minimum(scores, 1 - LEAST_PROBABILITY)
+    return float(-np.where(labels > 0.5, np.log(scores), np.log1p(-scores)).mean())
+
+
 def calibration_error(labels: NDArray[Any], outputs: NDArray[np.float32], spec: OutputSpec) -> float:
     """Expected calibration error (Guo et al. 2017, arXiv 1706.04599): how far scores are from being probabilities.
 
@@ -271,9 +288,7 @@ def confidences(
     Raises:
         ValueError: shapes do not fit, no example, a value that is not finite, or the outputs are no scores.
     """
-    check_shapes(labels, outputs, spec)
-    if spec.task == "regression":
-        raise ValueError("Expected scores 0..1. Received: regression")
+    _check_scores(labels, outputs, spec)
     if spec.exclusive:
         return outputs.max(axis=1).astype(np.float64), outputs.argmax(axis=1) == labels
     return outputs.astype(np.float64).ravel(), labels.ravel() > 0.5
@@ -285,12 +300,12 @@ def check(labels: NDArray[Any], outputs: NDArray[np.float32], spec: OutputSpec) 
     Raises:
         ValueError: shapes do not fit, no example, a value that is not finite, or no thresholds.
     """
-    check_shapes(labels, outputs, spec)
+    _check_shapes(labels, outputs, spec)
     if spec.task == "multi_label" and len(spec.thresholds) != len(spec.names):
         raise ValueError(f"Expected a threshold for each of {len(spec.names)} labels. Received: {spec.thresholds}")
 
 
-def check_shapes(labels: NDArray[Any], outputs: NDArray[np.float32], spec: OutputSpec) -> None:
+def _check_shapes(labels: NDArray[Any], outputs: NDArray[np.float32], spec: OutputSpec) -> None:
     """The same, where thresholds are not needed."""
     expected = outputs.shape[:1] if spec.exclusive else outputs.shape
     if outputs.ndim != 2 or outputs.shape[1] != len(spec.names) or labels.shape != expected or not len(labels):
@@ -301,6 +316,13 @@ def check_shapes(labels: NDArray[Any], outputs: NDArray[np.float32], spec: Outpu
         )
     if not (np.isfinite(outputs).all() and np.isfinite(labels).all()):
         raise ValueError("Expected finite numbers. Received: NaN or infinity")
+
+
+def _check_scores(labels: NDArray[Any], outputs: NDArray[np.float32], spec: OutputSpec) -> None:
+    """The same of scores only."""
+    _check_shapes(labels, outputs, spec)
+    if spec.task == "regression":
+        raise ValueError("Expected scores 0..1. Received: regression")
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:

@@ -124,7 +124,9 @@ def test_class_scores_are_scikit_learns(case: tuple[np.ndarray, np.ndarray]) -> 
     # float32 probabilities sum to 1 within a few 1e-7; the logarithm is exact to the same relative size.
     by_hand = -np.log(probabilities[np.arange(len(labels)), labels].astype(np.float64)).mean()
     assert found.log_loss == pytest.approx(by_hand, abs=1e-5)
-    brier = sk.brier_score_loss(labels, probabilities.astype(np.float64), labels=np.arange(count), scale_by_half=False)
+    exact = probabilities.astype(np.float64)
+    exact /= exact.sum(axis=1, keepdims=True)
+    brier = sk.brier_score_loss(labels, exact, labels=np.arange(count), scale_by_half=False)
     assert found.brier == pytest.approx(brier, abs=1e-5)
     assert np.array(found.confusion).tolist() == sk.confusion_matrix(labels, predicted, labels=range(count)).tolist()
     assert found.primary_low <= found.top1 <= found.primary_high
