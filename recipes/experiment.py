@@ -5,7 +5,7 @@ A recipe derives its `Config` from `Experiment` and reads from top to bottom: th
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from edgetl.backbones.backbone import Backbone
 from edgetl.console import progress, quiet_tensorflow
 from edgetl.errors import ConfigError, WeightsError
 from edgetl.inputs import ImageInput, InputSpec, ResizeRule
+from edgetl.outputs import Task
 
 if TYPE_CHECKING:
     import keras
@@ -28,7 +29,7 @@ class Experiment:
     """The settings that every recipe on photos has; a recipe's own follow."""
 
     data: str
-    """Folder with one subfolder of photos per class, or with train/ validation/ test/ of such; or a data set: elpv."""
+    """Folder of <class>/<photo>, or of train/ validation/ test/ of such; a table (.csv, .jsonl); elpv, or tfds:NAME."""
     out: Path = field(metadata={"affects_result": False})
     """Run directory to write. Run the same command again to resume an interrupted run."""
     backbone: str = "EfficientNetLite0"
@@ -43,6 +44,16 @@ class Experiment:
     """Share of all photos on which choices are made, 0..1; ignored where the folder brings its own split."""
     test_fraction: float = 0.25
     """Share of all photos held out for the final figures, 0..1; ignored where the folder brings its own split."""
+    task: Task | Literal["auto"] = "auto"
+    """What is learned. auto: what the columns of the table tell (label, labels, target...); else classification."""
+    label: str = ""
+    """Column of the table with the class or the labels, if it isn't called label or labels."""
+    targets: tuple[str, ...] = ()
+    """Columns of the table with numbers to be learned, if their names don't begin with target."""
+    class_order: tuple[str, ...] = ()
+    """ordinal: the classes from low to high; by default numbers by value, names as people count."""
+    group: str = ""
+    """Column whose equal values keep photos in one part, if it isn't called group; of a folder: folder."""
     seed: int = 0
     """Seed of the split and of everything random."""
     max_unreadable: float = 0.01
@@ -112,9 +123,15 @@ def find_examples(config: Experiment) -> data.Examples:
         DatasetError: no such data.
         ConfigError: the run would be written among the photos.
     """
-    examples = data.load(config.data)
-    if config.out.expanduser().resolve().is_relative_to(examples.root.resolve()):
-        raise ConfigError(f"--out {config.out}: lies in the data and would be taken for a class. Choose another place")
+    examples = data.load(
+        config.data,
+        task=config.task,
+        label=config.label,
+        targets=config.targets,
+        group=config.group,
+        class_order=config.class_order,
+    )
+    data.refuse_inside(config.out, config.data, examples)
     return examples
 
 

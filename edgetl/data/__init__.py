@@ -6,7 +6,7 @@ Everything here works without TensorFlow; importing it costs numpy and Pillow.
 from edgetl.data.examples import Example, Examples, SplitName
 from edgetl.data.images import Pixels, read_image
 from edgetl.data.pipeline import Batch, Unreadable, check_unreadable, decoded, default_workers, load_pixels
-from edgetl.data.sources import NAMED, load, locate
+from edgetl.data.sources import NAMED, load, locate, refuse_inside
 from edgetl.data.splits import Splits, read_csv, split, stratified_subset, write_csv
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "locate",
     "read_csv",
     "read_image",
+    "refuse_inside",
     "split",
     "stratified_subset",
     "write_csv",

@@ -1,7 +1,10 @@
 """Labelled examples: what every source gives, and everything else takes."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import logging
+import math
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +16,19 @@ from numpy.typing import NDArray
 from edgetl.errors import DatasetError
 from edgetl.outputs import OutputSpec, Task
 
+log = logging.getLogger(__name__)
+
 SplitName = Literal["train", "validation", "test"]
+SPLIT_NAMES: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""What the parts are called in data sets, in lower case."""
 Label = int | tuple[int, ...] | tuple[float, ...]
 """By task: the index of a class; the indices of all labels that are true; the value of each target."""
 MAX_BINS = 10
@@ -179,5 +194,39 @@ def parse_label(text: str, task: Task, number: dict[str, int]) -> Label:
             raise ValueError(text)
         return values
     if task == "multi_label":
-        return tuple(sorted(number[name] for name in text.split("|") if name))
+        return tuple(sorted({number[name] for name in text.split("|") if name}))
     return number[text]
+
+
+def ordered(names: Collection[str], class_order: Sequence[str], where: str) -> tuple[str, ...]:
+    """Put the names of ordinal classes into their order, from low to high, and say which it is.
+
+    Args:
+        names: all that occur.
+        class_order: the order; empty: numbers by their value, other names as people count (9 before 10).
+        where: the data set, for the message.
+
+    Raises:
+        DatasetError: `class_order` lacks a name, or has one that does not occur, or one twice.
+    """
+    given = tuple(class_order)
+    if given and (set(given) != set(names) or len(given) != len(names)):
+        raise DatasetError(
+            f"{where}: --class-order is {', '.join(given)}; the classes are {', '.join(sorted(names))}. "
+            "Name each of them once, from low to high"
+        )
+    order = given or tuple(sorted(names, key=_natural))
+    log.info("%s: the order of the classes is %s", where, " < ".join(order))
+    return order
+
+
+def _natural(name: str) -> tuple[Any, ...]:
+    try:
+        value = float(name)
+    except ValueError:
+        value = math.nan
+    if math.isfinite(value):
+        return (0, value, name)
+    # re.split with a group alternates text and digits, so that like is compared with like.
+    parts = re.split(r"(\d+)", name)
+    return (1, *(int(part) if at % 2 else part for at, part in enumerate(parts)), name)

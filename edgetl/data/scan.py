@@ -52,14 +52,19 @@ def scan(folder: Path, root: Path) -> Found:
     return found
 
 
-def check_name(name: str, where: Path) -> None:
-    """Refuse a class name that a text file with one name a line can't hold.
+def check_name(name: str, where: Path | str, what: str = "class folder") -> None:
+    """Refuse a name that a text file with one name a line can't hold.
+
+    Args:
+        name: of a class, label or photo.
+        where: where it was found, for the message.
+        what: what has the name, likewise.
 
     Raises:
         DatasetError: it has a line break, another control character, or isn't valid Unicode.
     """
-    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
-        raise DatasetError(f"{where}: class folder {name!r} has a control or non-Unicode character. Rename it")
+    if not name.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
+        raise DatasetError(f"{where}: {what} {name!a} has a control or non-Unicode character. Rename it")
 
 
 def _id(path: Path, root: Path) -> str:

@@ -1,45 +1,59 @@
-"""Where labelled examples come from: a folder of class folders, a folder of splits, or a named data set."""
+"""Where labelled examples come from: folders of classes or of splits, tables, and data sets by name."""
 
+import dataclasses
 import difflib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from edgetl.data.elpv import load_elpv
-from edgetl.data.examples import Example, Examples, SplitName
+from edgetl.data.examples import SPLIT_NAMES, Example, Examples, SplitName, ordered
 from edgetl.data.images import EXTENSIONS
+from edgetl.data.manifest import Labelling, load_manifest, metadata_tables, nearest
 from edgetl.data.scan import Found, check_name, scan
-from edgetl.errors import DatasetError
+from edgetl.data.tables import SUFFIXES
+from edgetl.data.tfds import tfds_folder
+from edgetl.errors import ConfigError, DatasetError
+from edgetl.outputs import Task
 
 log = logging.getLogger(__name__)
 
-NAMED: dict[str, Callable[[], Examples]] = {"elpv": load_elpv}
+NAMED: dict[str, Callable[[Task | Literal["auto"]], Examples]] = {"elpv": load_elpv}
 """Data sets that come as a package: name -> loader."""
+TFDS = "tfds:"
+"""What a data set of TensorFlow Datasets begins with."""
+FOLDER = "folder"
+"""Column of a folder of classes: where in its class's folder a photo lies; absent if all lie right in it."""
 
-SPLIT_FOLDERS: dict[str, SplitName] = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "test": "test",
-    "testing": "test",
-}
 Key = tuple[SplitName | None, str]
 """One class folder: split, class name."""
 LAYOUT = "<class>/<photo>.jpg, or train/<class>/<photo>.jpg beside validation/ and test/"
 
 
-def load(data: str | Path) -> Examples:
+def load(
+    data: str | Path,
+    *,
+    task: Task | Literal["auto"] = "auto",
+    label: str = "",
+    targets: Sequence[str] = (),
+    group: str = "",
+    class_order: Sequence[str] = (),
+) -> Examples:
     """Find all labelled photos of a data set. No photo is opened.
 
     A name out of `NAMED` without a path separator means that data set, even if a folder of that name exists;
     `./elpv`, or a Path, means the folder.
 
     Args:
-        data: a folder in one of the two layouts, or the name of a data set.
+        data: a folder in one of the two layouts; a Hugging Face image folder; a table, see `manifest`; the name of a
+            data set; or `tfds:NAME`, a prepared data set of TensorFlow Datasets.
+        task: what is learned; `auto` goes by the columns of a table, and is classification elsewhere.
+        label: column of a table that holds the class or the labels; its name is `label` or `labels` otherwise.
+        targets: columns of a table that hold numbers to be learned; otherwise those whose names begin with `target`.
+        group: column whose values are groups; otherwise `group`.
+        class_order: the ordinal classes from low to high; otherwise numbers by value, names as people count.
 
     Returns:
         The examples, sorted by id; those of a folder of splits carry their split.
@@ -47,16 +61,27 @@ def load(data: str | Path) -> Examples:
     Raises:
         DatasetError: nothing is there, or not in a form that can be used.
     """
+    wanted = Labelling(task, label, tuple(targets), tuple(class_order))
+    return _grouped(_find(data, wanted), group)
+
+
+def _find(data: str | Path, wanted: Labelling) -> Examples:
     if isinstance(data, str) and data in NAMED:
         if Path(data).exists():
             log.info("%s: the named data set, not the folder here; that would be ./%s", data, data)
-        return NAMED[data]()
-    root = Path(data).expanduser()
-    if not str(data).strip() or not root.exists():
-        raise DatasetError(f"{str(data)!r}: no such folder or data set. {_advice(str(data))}")
-    if not root.is_dir():
-        raise DatasetError(f"{data}: a file, need a folder with {LAYOUT}. Unpack it if it is an archive")
-    return _load_folder(root, str(data))
+        _refuse_columns(data, wanted, class_order=True)
+        return NAMED[data](wanted.task)
+    if isinstance(data, str) and data.startswith(TFDS):
+        data = tfds_folder(data.removeprefix(TFDS))
+    path = _existing(data)
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        return load_manifest({None: path}, path.parent, str(data), wanted)
+    if not path.is_dir():
+        raise DatasetError(f"{data}: a file, need a folder with {LAYOUT}, or a table. Unpack it if it is an archive")
+    if tables := metadata_tables(path):
+        return load_manifest(tables, path, str(data), wanted, folders=True)
+    _refuse_columns(str(data), wanted)
+    return _load_folder(path, str(data), wanted)
 
 
 def locate(data: str | Path) -> Path:
@@ -69,20 +94,63 @@ def locate(data: str | Path) -> Path:
         DatasetError: nothing is there.
     """
     if isinstance(data, str) and data in NAMED:
-        return NAMED[data]().root
-    root = Path(data).expanduser()
-    if not str(data).strip() or not root.exists():
-        raise DatasetError(f"{str(data)!r}: no such folder or data set. {_advice(str(data))}")
+        return NAMED[data]("auto").root
+    if isinstance(data, str) and data.startswith(TFDS):
+        return tfds_folder(data.removeprefix(TFDS))
+    root = _existing(data)
     return root if root.is_dir() else root.parent
+
+
+def refuse_inside(out: Path, data: str, examples: Examples) -> None:
+    """Refuse to write among photos that are found by walking through folders.
+
+    Raises:
+        ConfigError: `out` would be taken for a class the next time.
+    """
+    if Path(data).expanduser().is_dir() and out.expanduser().resolve().is_relative_to(examples.root.resolve()):
+        raise ConfigError(f"{out}: lies in the data and would be taken for a class. Choose another run directory")
+
+
+def _existing(data: str | Path) -> Path:
+    path = Path(data).expanduser()
+    if not str(data).strip() or not path.exists():
+        raise DatasetError(f"{str(data)!r}: no such folder or data set. {_advice(str(data))}")
+    return path
 
 
 def _advice(data: str) -> str:
     near = difflib.get_close_matches(data.lower(), NAMED, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]}? " if near else ""
-    return f"{hint}Give a folder with {LAYOUT}, or a named data set: {', '.join(NAMED)}"
+    tables = f"a table (*{' *'.join(SUFFIXES)})"
+    return f"{hint}Give a folder with {LAYOUT}, {tables}, {TFDS}NAME, or a named data set: {', '.join(NAMED)}"
 
 
-def _load_folder(root: Path, source: str) -> Examples:
+def _refuse_columns(data: str, wanted: Labelling, *, class_order: bool = False) -> None:
+    """Refuse options that only a table can follow."""
+    given = {"label": wanted.label, "targets": wanted.targets, "class-order": class_order and wanted.class_order}
+    if named := [f"--{name}" for name, value in given.items() if value]:
+        raise DatasetError(f"{data}: {', '.join(named)} can't be followed: its labels come with it. Leave them out")
+
+
+def _grouped(examples: Examples, column: str) -> Examples:
+    """Take the values of a column for the groups."""
+    if not column or (column == "group" and any(item.group for item in examples)):
+        return examples
+    if column not in examples.columns:
+        raise DatasetError(
+            f"{examples.source}: no column {column} for --group. {nearest(column, examples.columns)} Name one of them"
+        )
+    at = examples.columns.index(column)
+    return examples.with_items([dataclasses.replace(item, group=item.values[at]) for item in examples])
+
+
+def _load_folder(root: Path, source: str, wanted: Labelling) -> Examples:
+    task: Task = "classification" if wanted.task == "auto" else wanted.task
+    task = "ordinal" if wanted.task == "auto" and wanted.class_order else task
+    if task not in ("classification", "ordinal") or (wanted.class_order and task != "ordinal"):
+        raise DatasetError(
+            f"{source}: a folder of classes gives no --task {task}. Write a table: path, labels or target"
+        )
     folders = _subfolders(root)
     splits = _split_folders(root, folders)
     found: dict[Key, Found] = {}
@@ -93,13 +161,24 @@ def _load_folder(root: Path, source: str) -> Examples:
     _report_ignored(root, found)
     _refuse_escapes(root, found)
     names = _class_names(root, splits, found)
+    if task == "ordinal":
+        names = ordered(names, wanted.class_order, source)
     label = {name: number for number, name in enumerate(names)}
-    items = (
-        Example(id=file, path=root / file, label=label[name], split=split)
+    items = [
+        Example(file, root / file, label[name], split, values=(_below(file, 1 if split is None else 2),))
         for (split, name), part in found.items()
         for file in part.photos
-    )
-    return Examples(source, root, names, tuple(sorted(items, key=lambda item: item.id)))
+    ]
+    examples = Examples(source, root, names, tuple(sorted(items, key=lambda item: item.id)), task, (FOLDER,))
+    if any(item.values[0] for item in items):
+        return examples
+    flat = [dataclasses.replace(item, values=()) for item in examples]
+    return dataclasses.replace(examples, items=tuple(flat), columns=())
+
+
+def _below(file: str, depth: int) -> str:
+    """The folder of a photo, below that of its class."""
+    return "/".join(file.split("/")[depth:-1])
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -124,8 +203,8 @@ def _subfolders(folder: Path) -> list[str]:
 
 def _split_folders(root: Path, folders: list[str]) -> dict[SplitName, str] | None:
     """Split -> folder if the folders are splits, None if they are classes."""
-    known = [name for name in folders if name.lower() in SPLIT_FOLDERS]
-    meant = [SPLIT_FOLDERS[name.lower()] for name in known]
+    known = [name for name in folders if name.lower() in SPLIT_NAMES]
+    meant = [SPLIT_NAMES[name.lower()] for name in known]
     if not known or (len(known) == 1 and len(folders) > 1):
         return None  # a class may well be called "train"
     other = [name for name in folders if name not in known]
@@ -136,7 +215,7 @@ def _split_folders(root: Path, folders: list[str]) -> dict[SplitName, str] | Non
         )
     for split in set(meant):
         if meant.count(split) > 1:
-            same = [name for name in known if SPLIT_FOLDERS[name.lower()] == split]
+            same = [name for name in known if SPLIT_NAMES[name.lower()] == split]
             raise DatasetError(f"{root}: {' and '.join(same)} both mean {split}. Merge them")
     if "train" not in meant:
         raise DatasetError(f"{root}: {', '.join(known)} without train. Add {root}/train/<class>/<photo>.jpg")

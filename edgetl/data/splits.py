@@ -1,23 +1,30 @@
 """Train, validation and test: stratified, seeded, the same whatever the order of the examples.
 
 Within each class the examples are ordered by a hash of seed and id, and cut. So no random generator has to stay the
-same over versions, no class depends on another, and a photo added later moves few others.
+same over versions, no class depends on another, and a photo added later moves few others. Groups, several labels and
+numbers are divided by `grouping` instead.
 """
 
 import csv
 import hashlib
 import io
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args
 
 from edgetl.data.examples import Example, Examples, SplitName, parse_label
+from edgetl.data.grouping import EXAMPLE, Unit, required, spread, units_of
 from edgetl.errors import ConfigError, DatasetError
 from edgetl.outputs import OutputSpec
 
+log = logging.getLogger(__name__)
+
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 _COLUMNS = ["id", "label", "split", "group", "weight", "sha256"]
+_MISSED = 0.03
+"""Shares that groups make miss by more than this are told."""
 _AGAIN = "Train again to write the file anew"
 
 
@@ -34,7 +41,12 @@ class Splits:
 
 
 def split(
-    examples: Examples, *, validation_fraction: float = 0.15, test_fraction: float = 0.25, seed: int = 0
+    examples: Examples,
+    *,
+    validation_fraction: float = 0.15,
+    test_fraction: float = 0.25,
+    seed: int = 0,
+    allow_leakage: bool = False,
 ) -> Splits:
     """Divide examples into train, validation and test.
 
@@ -43,37 +55,50 @@ def split(
     Args:
         examples: all examples of a data set.
         validation_fraction: share of each class, above 0; with `test_fraction` below 1.
-        test_fraction: likewise.
+        test_fraction: likewise; 0 leaves the test part empty.
         seed: another seed, another division.
+        allow_leakage: whether groups may lie in more than one of the splits that the data set brings.
 
     Returns:
-        Parts that are disjoint and together complete, each sorted by id. In each class a share is exact within one
-        example, unless another part would be left empty.
+        Parts that are disjoint and together complete, each sorted by id, none without a class or label. Without groups
+        a share is exact within one example in each class, unless another part would be left empty; groups stay whole,
+        and the log says how far shares miss for it.
 
     Raises:
         ConfigError: the fractions leave nothing for a part.
-        DatasetError: a class has too few examples for one in each part.
+        DatasetError: a class, or a group, leaves no way to divide as asked.
     """
     _check_fractions(validation_fraction, test_fraction)
-    given = {item.split for item in examples}
+    given = {item.split for item in examples if item.split not in (None, "train")}
     shares: dict[SplitName, float] = {}
     if "validation" not in given:
         shares["validation"] = validation_fraction
-    if "test" not in given:
+    if "test" not in given and test_fraction > 0:
         shares["test"] = test_fraction
+    if not allow_leakage:
+        _refuse_straddling(examples)
     parts: dict[SplitName, list[Example]] = {name: [] for name in SPLITS}
-    for name, members in _strata(examples).items():
-        for part, items in _divide(members, shares, seed, f"{examples.source}: {name}").items():
-            parts[part] += items
+    if examples.outputs.exclusive and not any(item.group for item in examples):
+        for name, members in _strata(examples).items():
+            for part, items in _divide(members, shares, given, seed, f"{examples.source}: {name}").items():
+                parts[part] += items
+    else:
+        for item in examples:
+            parts[item.split or "train"].append(item)
+        parts |= _divide_units(examples.with_items(parts["train"]), shares, seed)
+        _refuse_lacking(examples, {name: items for name, items in parts.items() if items or test_fraction > 0})
     return Splits(**{name: _part(examples, items) for name, items in parts.items()})
 
 
 def stratified_subset(examples: Examples, count: int, seed: int = 0) -> Examples:
     """Choose some examples in proportion to the classes, each class at least once.
 
+    Groups are cut: what is chosen comes out of one part.
+
     Args:
         examples: what to choose from.
-        count: how many, at least one per class that occurs; all are returned if there are no more than that.
+        count: how many, at least one per class that occurs; all are returned if there are no more than that. Of
+            several labels or numbers fewer are fine, too.
         seed: another seed, another choice.
 
     Returns:
@@ -86,12 +111,12 @@ def stratified_subset(examples: Examples, count: int, seed: int = 0) -> Examples
         return _part(examples, examples.items)
     members = _strata(examples)
     sizes = {name: len(items) for name, items in members.items() if items}
-    if count < len(sizes):
+    if count < len(sizes) and examples.outputs.exclusive:
         raise ConfigError(
             f"a subset of {count} example(s) can't hold {len(sizes)} classes. Ask for at least {len(sizes)}"
         )
-    take = dict.fromkeys(sizes, 1)
-    for _ in range(count - len(sizes)):
+    take = dict.fromkeys(sizes, int(count >= len(sizes)))
+    for _ in range(count - sum(take.values())):
         unfinished = [name for name in sizes if take[name] < sizes[name]]
         take[max(unfinished, key=lambda name: sizes[name] * count / len(examples) - take[name])] += 1
     return _part(examples, [item for name in take for item in _shuffled(members[name], seed)[: take[name]]])
@@ -114,7 +139,7 @@ def write_csv(splits: Splits, sha256: Mapping[str, str]) -> str:
     rows = [(item, part.name) for part in fields(splits) for item in getattr(splits, part.name)]
     for item, part_name in sorted(rows, key=lambda row: row[0].id):
         label = splits.train.label_text(item)
-        known = [item.id, label, part_name, item.group, f"{item.weight:g}", sha256.get(item.id, "")]
+        known = [item.id, label, part_name, item.group, repr(item.weight).removesuffix(".0"), sha256.get(item.id, "")]
         writer.writerow([*known, *item.values])
     return text.getvalue()
 
@@ -171,21 +196,26 @@ def read_csv(
 
 
 def _check_fractions(validation: float, test: float) -> None:
-    if not (validation > 0 and test > 0 and validation + test < 1):
+    if not (validation > 0 and test >= 0 and validation + test < 1):
         raise ConfigError(
-            f"validation_fraction={validation}, test_fraction={test}: both must be above 0 and their sum below 1"
+            f"validation_fraction={validation}, test_fraction={test}: the first must be above 0, the second at least 0 "
+            "(no photos to test on), and their sum below 1"
         )
 
 
 def _divide(
-    members: list[Example], shares: Mapping[SplitName, float], seed: int, where: str
+    members: list[Example],
+    shares: Mapping[SplitName, float],
+    given: Collection[SplitName | None],
+    seed: int,
+    where: str,
 ) -> dict[SplitName, list[Example]]:
-    """Cut the examples of one class; `shares` are the parts that come out of train."""
+    """Cut the examples of one class; `shares` are the parts that come out of train, `given` those of the data set."""
     parts: dict[SplitName, list[Example]] = {name: [] for name in SPLITS}
     for item in members:
         parts[item.split or "train"].append(item)
     for name in SPLITS:
-        if name not in shares and name != "train" and not parts[name]:
+        if name in given and not parts[name]:
             raise DatasetError(f"{where} has 0 examples in {name}, need at least 1. Add some, or remove {name}")
     pool = _shuffled(parts["train"], seed)
     need = len(shares) + 1
@@ -202,6 +232,80 @@ def _divide(
         left -= size
     parts["train"] = pool[:left]
     return parts
+
+
+def _refuse_straddling(examples: Examples) -> None:
+    """Refuse groups that the data set's own splits cut."""
+    where: dict[str, set[str]] = {}
+    for item in examples:
+        if item.group:
+            where.setdefault(item.group, set()).add(item.split or "train")
+    cut = sorted(group for group, splits in where.items() if len(splits) > 1)
+    if cut:
+        raise DatasetError(
+            f"{examples.source}: {len(cut)} group(s) lie in more than one split ({', '.join(cut[:5])}): what is "
+            "learned would be tested on the same group. Move each to one side, or --allow-leakage"
+        )
+
+
+def _divide_units(pool: Examples, shares: Mapping[SplitName, float], seed: int) -> dict[SplitName, list[Example]]:
+    """Divide what is not given, groups whole; `shares` are the parts that come out of train."""
+    asked: dict[SplitName, float] = {"train": 1 - sum(shares.values()), **shares}
+    units = units_of(pool)
+    what = "group(s)" if any(item.group for item in pool) else "example(s)"
+    if len(units) < len(asked):
+        raise DatasetError(
+            f"{pool.source}: {len(units)} {what}, need at least {len(asked)} ({' + '.join(asked)}). Add some"
+        )
+    needed = required(pool)
+    divided = dict(zip(asked, spread(units, list(asked.values()), needed, seed), strict=True))
+    for kind in needed:
+        lacking = [name for name, members in divided.items() if not any(kind in unit.kinds for unit in members)]
+        if lacking and kind != EXAMPLE:
+            holders = [unit for unit in units if kind in unit.kinds]
+            raise DatasetError(
+                f"{pool.source}: no {pool.output_names[kind]} in {' and '.join(lacking)}: its "
+                f"{sum(unit.kinds[kind] for unit in holders)} example(s) are in {len(holders)} {what}"
+                f"{_listed(holders) if what == 'group(s)' else ''}, need at least {len(asked)}. Add some or remove it"
+            )
+    _judge_shares(pool, units, asked, divided)
+    return {name: [item for unit in members for item in unit.items] for name, members in divided.items()}
+
+
+def _judge_shares(
+    pool: Examples, units: Sequence[Unit], asked: Mapping[SplitName, float], divided: Mapping[SplitName, list[Unit]]
+) -> None:
+    """Say how far shares miss because groups stay whole, and refuse what is no longer what was asked for."""
+    got = {name: sum(len(unit.items) for unit in members) / len(pool) for name, members in divided.items()}
+    largest = max(units, key=lambda unit: (len(unit.items), unit.name))
+    for name, share in asked.items():
+        if got[name] < share / 2 and len(largest.items) > 1:
+            raise DatasetError(
+                f"{pool.source}: {name} would have {100 * got[name]:.1f} % of the examples, {100 * share:.0f} % asked: "
+                f"group {largest.name} alone has {100 * len(largest.items) / len(pool):.0f} %. Divide that group, "
+                "bring splits of your own, or ask for other fractions"
+            )
+    if any(abs(got[name] - share) > _MISSED for name, share in asked.items()):
+        told = ", ".join(f"{name} {100 * got[name]:.1f} % (asked {100 * share:.0f})" for name, share in asked.items())
+        log.warning("%s: groups stay whole, so shares miss: %s", pool.source, told)
+
+
+def _refuse_lacking(examples: Examples, parts: Mapping[SplitName, list[Example]]) -> None:
+    """Refuse a part without any example, or without one of a class or label: nothing could be said of it."""
+    for name, items in parts.items():
+        part = examples.with_items(items)
+        lacking = [] if examples.task == "regression" else [label for label, count in part.counts.items() if not count]
+        if lacking or not items:
+            what = ", ".join(lacking[:5]) or "any example"
+            raise DatasetError(
+                f"{examples.source}: {name} is without {what}. Add examples to {name} or remove "
+                f"{'the name(s)' if lacking else 'it'}"
+            )
+
+
+def _listed(units: Sequence[Unit]) -> str:
+    names = sorted(unit.name for unit in units)
+    return f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
 
 
 def _strata(examples: Examples) -> dict[str, list[Example]]:

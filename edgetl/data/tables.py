@@ -1,0 +1,137 @@
+"""Text files with one photo a row, CSV or JSON Lines -> rows of cells, and every complaint about their form."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgetl.errors import DatasetError
+
+Cell = str | tuple[str, ...]
+"""Text; several texts where JSON has a list. Empty where there is nothing."""
+CSV_SUFFIXES = (".csv", ".tsv")
+JSON_SUFFIXES = (".jsonl", ".ndjson")
+SUFFIXES = (*CSV_SUFFIXES, *JSON_SUFFIXES)
+_DELIMITERS = ",;\t"
+_BOMS = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one file holds."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows: list[tuple[int, list[Cell]]]
+    """Line number, from 1, and the cells in the order of the columns."""
+
+    def where(self, line: int) -> str:
+        """The place, for a message."""
+        return f"{self.path}: line {line}"
+
+
+def read_table(path: Path, one_of: Sequence[str]) -> Table:
+    """Read a table.
+
+    CSV may be separated by commas, semicolons or tabs, begin with a byte order mark, and be padded with empty rows, as
+    spreadsheets write it. JSON Lines have one object a line; a key that a line lacks is an empty cell.
+
+    Args:
+        path: a file with one of `SUFFIXES`.
+        one_of: columns of which the file must have one; they also tell the separator.
+
+    Raises:
+        DatasetError: it is not UTF-8, empty, or broken; the message names the line.
+        OSError: it can't be read.
+    """
+    text = _decoded(path)
+    if not text.strip():
+        raise DatasetError(f"{path}: empty. Write a row for each photo")
+    table = _read_csv(path, text, one_of) if path.suffix.lower() in CSV_SUFFIXES else _read_json_lines(path, text)
+    if not table.rows:
+        raise DatasetError(f"{path}: no row below the header. Write a row for each photo")
+    return table
+
+
+def _decoded(path: Path) -> str:
+    raw = path.read_bytes()
+    if raw.startswith(_BOMS) or b"\0" in raw[:1000]:
+        raise DatasetError(f"{path}: UTF-16 or binary, need UTF-8. In a spreadsheet, save it as CSV UTF-8")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DatasetError(
+            f"{path}: line {line}: byte {raw[error.start : error.start + 1]!r} is not UTF-8. "
+            "In a spreadsheet, save it as CSV UTF-8"
+        ) from None
+
+
+def _read_csv(path: Path, text: str, one_of: Sequence[str]) -> Table:
+    header = {mark: _stripped(next(csv.reader([text.split("\n", 1)[0]], delimiter=mark))) for mark in _DELIMITERS}
+    # Without any of the names the separator that gives most columns is the likeliest, for the message that follows.
+    delimiter = max(_DELIMITERS, key=lambda mark: (not set(header[mark]).isdisjoint(one_of), len(header[mark])))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        columns = tuple(_stripped(next(reader)))
+        lines = ((reader.line_num, _stripped(row)) for row in reader)
+        rows: list[tuple[int, list[Cell]]] = [(line, list(cells)) for line, cells in lines if any(cells)]
+    except csv.Error as error:
+        raise DatasetError(f"{path}: line {reader.line_num}: {error}. Mend the quotes of that row") from None
+    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    if twice:
+        raise DatasetError(f"{path}: line 1: column {twice[0]} twice. Rename one of them")
+    for line, cells in rows:
+        if len(cells) != len(columns):
+            raise DatasetError(
+                f"{path}: line {line}: {len(cells)} cells, the header has {len(columns)}. "
+                "Mend the row; text with a separator in it needs quotes"
+            )
+    return Table(path, columns, rows)
+
+
+def _read_json_lines(path: Path, text: str) -> Table:
+    columns: dict[str, int] = {}
+    rows: list[tuple[int, list[Cell]]] = []
+    for line, record in _objects(path, text):
+        for key in record:
+            columns.setdefault(key, len(columns))
+        cells: list[Cell] = [""] * len(columns)
+        for key, value in record.items():
+            cells[columns[key]] = _cell(value)
+        rows.append((line, cells))
+    for _, cells in rows:
+        cells += [""] * (len(columns) - len(cells))
+    return Table(path, tuple(columns), rows)
+
+
+def _objects(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, row in enumerate(text.split("\n"), 1):
+        if not row.strip():
+            continue
+        try:
+            record = json.loads(row)
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{path}: line {line}: no JSON ({error}). Write one object a line") from None
+        if not isinstance(record, dict):
+            raise DatasetError(f"{path}: line {line}: no JSON object. Write one object a line, such as {{...}}")
+        yield line, record
+
+
+def _cell(value: Any) -> Cell:
+    if isinstance(value, list) and all(isinstance(part, str | int | float) for part in value):
+        return tuple(_text(part) for part in value)
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _stripped(cells: Iterable[str]) -> list[str]:
+    return [cell.strip() for cell in cells]
