@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.audit.findings import LabelIssue
-from edgetl.console import progress
 from edgetl.data import Examples
 from edgetl.probe import L2_GRID, fit_linear_probe
 
@@ -54,19 +53,17 @@ def out_of_fold(features: NDArray[np.float32], examples: Examples, seed: int = 0
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     outputs = np.zeros((len(examples), len(examples.output_names)), np.float32)
     strengths = L2_GRID
-    with progress("judge labels", FOLDS) as bar:
-        for train, held in folds.split(features, examples.strata):
-            probe = fit_linear_probe(
-                features[train],
-                examples.labels[train],
-                features[held],
-                examples.labels[held],
-                task=examples.task,
-                inverse_l2=strengths,
-            )
-            strengths = (probe.inverse_l2,)
-            outputs[held] = probe.outputs(features[held])
-            bar.advance()
+    for train, held in folds.split(features, examples.strata):
+        probe = fit_linear_probe(
+            features[train],
+            examples.labels[train],
+            features[held],
+            examples.labels[held],
+            task=examples.task,
+            inverse_l2=strengths,
+        )
+        strengths = (probe.inverse_l2,)
+        outputs[held] = probe.outputs(features[held])
     return outputs
 
 
