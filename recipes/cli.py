@@ -8,8 +8,11 @@ from edgetl.config import command
 
 COMMANDS = {
     "backbones": ("edgetl.backbones.__main__", "list the pretrained networks"),
+    "audit": ("recipes.audit", "what is wrong with the photos and labels, before training"),
+    "choose-backbone": ("recipes.choose_backbone", "rank pretrained networks on a sample of your photos"),
     "feature-extraction": ("recipes.feature_extraction", "train a new head on a frozen backbone"),
     "fine-tune": ("recipes.fine_tune", "train the last blocks of a backbone as well"),
+    "cross-validate": ("recipes.cross_validate", "k-fold: how sure the figures are"),
     "find-learning-rate": ("recipes.find_learning_rate", "suggest learning rates for fine-tuning"),
     "convert": ("export.convert", "make .tflite artifacts from a run"),
     "optimize": ("export.optimize", "find the cheapest artifact within a budget of accuracy"),
@@ -18,7 +21,7 @@ COMMANDS = {
     "benchmark": ("export.benchmark", "time artifacts on this machine"),
     "bundle": ("export.bundle", "everything a device needs, in one folder"),
     "deploy": ("export.deploy", "run a bundle on a device, bring its figures back"),
-    "report": ("export.report", "one table of everything measured"),
+    "report": ("export.report", "everything measured, as a page, a table and a model card"),
 }
 
 
