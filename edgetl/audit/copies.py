@@ -42,8 +42,9 @@ def near(looks: Looks) -> NDArray[np.int64]:
     """
     number = exact(looks)
     for pairs in _candidates(looks):
-        if len(pairs := pairs[_alike(looks, pairs)]):
-            number = _joined(number, pairs)
+        apart = pairs[number[pairs[:, 0]] != number[pairs[:, 1]]]  # frames of one film are nearly all joined early
+        if len(apart := apart[_alike(looks, apart)]):
+            number = _joined(number, apart)
     return number
 
 
