@@ -59,7 +59,7 @@ def grad_cam(
 
 
 def last_places(model: "keras.Model") -> Any:
-    """Find the last symbolic tensor [n, rows, columns, channels] with more than one place, walking back from the output.
+    """Walk back from the output to the last symbolic tensor [n, rows, columns, channels] with more than one place.
 
     Raises:
         BackboneError: there is none.
@@ -88,8 +88,9 @@ def _explained(
         said = tail(activations, training=False)
         score = _evidence(said, tf.one_hot(indices, len(outputs.names)), outputs)
     weights = tf.reduce_mean(tape.gradient(score, activations), axis=(1, 2), keepdims=True)
-    heat = np.asarray(tf.nn.relu(tf.reduce_sum(weights * activations, axis=-1)))
-    return heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
+    heat: NDArray[np.float32] = tf.nn.relu(tf.reduce_sum(weights * activations, axis=-1)).numpy()
+    strongest = np.maximum(heat.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
+    return np.asarray(heat / strongest)
 
 
 def _evidence(said: Any, chosen: Any, outputs: OutputSpec) -> Any:

@@ -1,0 +1,187 @@
+"""Everything that a page can tell of a run, read from its files; what is not there is None or empty."""
+
+import csv
+import json
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.audit.findings import Audit
+from edgetl.errors import ArtifactError
+from edgetl.history import Epoch, from_csv
+from edgetl.metrics import primary
+from edgetl.outputs import OutputSpec
+from edgetl.rundir import CONFIG, SPLITS, RunDir, read_json
+from export import schemes
+from export.evaluate import EvaluationReport
+from export.reporting.joined import Report, order
+
+PREDICTIONS = "predictions.npz"
+HISTORY = "history.csv"
+AUDIT = "audit.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """What the models say of the same test photos."""
+
+    ids: tuple[str, ...]
+    labels: NDArray[Any]
+    """See `edgetl.metrics.score`."""
+    keras: NDArray[np.float32]
+    """[n, k]."""
+    schemes: dict[str, NDArray[np.float32]]
+    """Scheme -> [n, k], dequantized."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operator of an int8 artifact, as `export.layers` measured it."""
+
+    name: str
+    operator: str
+    effect: float
+    """Mean absolute change of an output when its result alone is rounded."""
+    accumulated_db: float
+    """Signal to noise of all error until there, dB."""
+    saturation: float
+    """Share of values, 0..1, that the range cuts off."""
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """A run, and all that was measured on it."""
+
+    run: RunDir
+    report: Report
+    evaluation: EvaluationReport
+    said: Said | None
+    """None where the evaluation left no predictions."""
+    history: tuple[Epoch, ...]
+    layers: dict[str, tuple[Layer, ...]]
+    """Scheme -> operators in execution order."""
+    audit: Audit | None
+    settings: dict[str, Any]
+    """config.json."""
+    splits: dict[str, Counter[str]]
+    """Split -> label as written down -> photos."""
+    grouped: bool
+    """Whether any photo belongs to a group."""
+    data: str
+    """Where the photos are, if they were moved since the run."""
+
+    @property
+    def spec(self) -> OutputSpec:
+        """What the outputs stand for."""
+        return self.run.outputs
+
+    @property
+    def shipped(self) -> str:
+        """The artifact to ship first."""
+        return self.report.recommended
+
+    @property
+    def quantized(self) -> str:
+        """The artifact that is held against Keras: the one to ship, unless that computes as Keras does."""
+        if schemes.get(self.shipped).weights != "float32":
+            return self.shipped
+        others = [row.scheme for row in self.report.artifacts if schemes.get(row.scheme).weights != "float32"]
+        return "int8" if "int8" in others else (*others, self.shipped)[0]
+
+
+def gather(run: RunDir, report: Report, evaluation: EvaluationReport, *, data: str, audit: Path | None) -> Material:
+    """Read what there is.
+
+    Args:
+        run: a finished run.
+        report: see `export.reporting.joined`.
+        evaluation: that it is from.
+        data: where the photos are now, if they were moved.
+        audit: the --out of `recipes.audit`; None: RUN/audit, if that is there.
+
+    Raises:
+        RunError: a file is damaged.
+        ArtifactError: predictions are of another evaluation, or the audit that was named is missing.
+    """
+    with (run.path / SPLITS).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    history = run.path / HISTORY
+    return Material(
+        run=run,
+        report=report,
+        evaluation=evaluation,
+        said=_said(run, report, evaluation),
+        history=from_csv(history.read_text(encoding="utf-8"), str(history)) if history.is_file() else (),
+        layers={
+            row.scheme: _layers(path) for row in report.artifacts if (path := _layer_file(run, row.scheme)).is_file()
+        },
+        audit=_audit(run, audit),
+        settings=json.loads((run.path / CONFIG).read_bytes()),
+        splits={
+            split: Counter(row["label"] for row in rows if row["split"] == split)
+            for split in ("train", "validation", "test")
+        },
+        grouped=any(row.get("group") for row in rows),
+        data=data,
+    )
+
+
+def _said(run: RunDir, report: Report, evaluation: EvaluationReport) -> Said | None:
+    """Read what models said, and make sure that it is what was scored."""
+    path = run.export_path / PREDICTIONS
+    if not path.is_file():
+        return None
+    advice = f"Run python -m export.evaluate {run.path}"
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        found = Said(tuple(map(str, arrays.pop("ids"))), arrays.pop("labels"), arrays.pop("keras"), arrays)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise ArtifactError(f"{path}: damaged ({error}). {advice}") from None
+    scored = {result.scheme: result.scores for result in evaluation.artifacts}
+    for name, outputs, scores in (
+        ("keras", found.keras, evaluation.keras),
+        *((row.scheme, found.schemes.get(row.scheme), scored[row.scheme]) for row in report.artifacts),
+    ):
+        # The same numbers through the same function: the last digit may differ with the processor, no more.
+        if outputs is None or abs(primary(found.labels, outputs, run.outputs) - scores.primary) > 1e-9:
+            raise ArtifactError(f"{path}: not of the evaluation beside it ({name} differs). {advice}")
+    kept = sorted((row.scheme for row in report.artifacts), key=order)
+    return Said(found.ids, found.labels, found.keras, {scheme: found.schemes[scheme] for scheme in kept})
+
+
+def _layer_file(run: RunDir, scheme: str) -> Path:
+    return run.export_path / f"{scheme}.layers.csv"
+
+
+def _layers(path: Path) -> tuple[Layer, ...]:
+    """Read what `export.layers` wrote; of a damaged file nothing can be told."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        return tuple(
+            Layer(
+                name=row["layers"].split("; ")[0] or row["tensor"].split("/")[-1],
+                operator=row["operator"],
+                effect=float(row["effect"]),
+                accumulated_db=float(row["accumulated_sqnr_db"]),
+                saturation=float(row["saturation"]),
+            )
+            for row in rows
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path}: damaged ({error}). Run python -m export.layers again, or delete it") from None
+
+
+def _audit(run: RunDir, folder: Path | None) -> Audit | None:
+    path = (folder or run.path / "audit") / AUDIT
+    if folder is None and not path.is_file():
+        return None
+    if not path.is_file():
+        raise ArtifactError(f"--audit {folder}: no {AUDIT} there. Name the --out of python -m recipes.audit")
+    return read_json(Audit, path)

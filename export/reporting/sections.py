@@ -1,0 +1,368 @@
+"""The page from top to bottom, after its summary."""
+
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from edgetl.audit.findings import Audit
+from edgetl.history import numbers
+from edgetl.scores import PRIMARY
+from export import schemes
+from export.devices import DeviceLatency, DeviceRow
+from export.reporting import charts
+from export.reporting.blocks import (
+    Block,
+    Cell,
+    Charts,
+    Commands,
+    Gallery,
+    Missing,
+    Row,
+    Section,
+    Table,
+    Text,
+    between,
+    count,
+    megabytes,
+    milliseconds,
+    percent,
+    points,
+)
+from export.reporting.material import Layer, Material
+from export.reporting.pictures import Pictures
+from export.reporting.reliability import reliability_blocks
+from export.reporting.verdict import licence_of
+from export.reporting.views import VIEWS
+
+WORST = 10
+"""Operators in the table of layers."""
+
+
+def sections(material: Material, pictures: Pictures) -> tuple[Section, ...]:
+    """All parts of the page, in their order; one without content says how to get it."""
+    found = (
+        _artifacts(material),
+        _training(material),
+        _errors(material),
+        *(() if material.spec.task == "regression" else (_scores(material),)),
+        *_photos(material, pictures),
+        _layers(material),
+        _devices(material),
+        _data(material),
+        _reproduce(material),
+    )
+    return tuple(section for section in found if section.blocks)
+
+
+def _artifacts(material: Material) -> Section:
+    report, name = material.report, PRIMARY[material.report.task]
+    timed = [row for row in report.artifacts if row.latency_ms_median is not None]
+    drawn = [
+        _tradeoff(material, f"{name} against size", {row.scheme: row.size_bytes / 1e6 for row in report.artifacts})
+    ]
+    if timed:
+        times = {row.scheme: row.latency_ms_median or 0.0 for row in timed}
+        drawn.insert(0, _tradeoff(material, f"{name} against latency", times, sized=True))
+    rows = tuple(
+        Row(
+            (
+                row.scheme,
+                megabytes(row.size_bytes),
+                megabytes(row.gzip_bytes),
+                percent(row.primary),
+                between(row.primary_low, row.primary_high),
+                points(row.drop),
+                f"{points(row.drop_low, 1)} to {points(row.drop_high, 1)}",
+                percent(row.agreement),
+                percent(row.calibration_error),
+                milliseconds(row.latency_ms_median),
+                milliseconds(row.latency_ms_p90),
+            ),
+            marked=row.scheme == material.shipped,
+        )
+        for row in report.artifacts
+    )
+    columns = ("artifact", "MB", "MB gzip", name, "95 %", "drop", "95 %", "as Keras", "calib. error", "ms", "ms p90")
+    where = (
+        f"ms: median of one photo, {report.threads} thread(s), {report.kernels} kernels, {report.device}."
+        if report.threads
+        else "Latencies were not measured."
+    )
+    table = Table(
+        f"Measured on {count(report.artifacts[0].samples, 'test photo')}, on the files themselves",
+        columns,
+        rows,
+        note=f"drop: points of {name} lost against Keras ({percent(report.keras_primary)}) on the same photos, "
+        f"with a paired interval. as Keras: share of photos of which both say the same. {where}",
+    )
+    missing = (
+        () if report.threads else (Missing("Latencies were not measured.", f"python -m export.benchmark {report.run}"),)
+    )
+    return Section("artifacts", "Artifacts", (Charts(tuple(drawn)), table, *missing))
+
+
+def _tradeoff(material: Material, title: str, costs: dict[str, float], *, sized: bool = False) -> charts.Chart:
+    rows = [material.report.row(scheme) for scheme in costs]
+    largest = max(row.size_bytes for row in rows)
+    dots = [
+        charts.Dot(
+            name=row.scheme,
+            x=costs[row.scheme],
+            y=row.primary,
+            low=row.primary_low,
+            high=row.primary_high,
+            radius=3 + 8 * math.sqrt(row.size_bytes / largest) if sized else 5,
+            style="main" if row.scheme == material.shipped else "other",
+        )
+        for row in rows
+    ]
+    name = PRIMARY[material.report.task]
+    unit = "latency, ms per photo" if sized else "size of the file, MB"
+    note = "Lines: 95 % intervals." + (" Area of a dot: size of the file." if sized else "")
+    return charts.dots(title, dots, unit, f"{name}, %", note)
+
+
+def _training(material: Material) -> Section:
+    history = material.history
+    if len(history) < 2:
+        told = "; ".join(material.report.notes) or "Only a head on stored features was trained, in one step."
+        return Section("training", "Training", (Text(told),))
+    x = [float(n) for n in numbers(history)]
+    name = PRIMARY[material.spec.task]
+    starts = [
+        (n - 0.5, row.phase)
+        for n, row, before in zip(x[1:], history[1:], history, strict=False)
+        if row.phase != before.phase
+    ]
+    drawn = (
+        charts.lines(
+            "Loss",
+            (
+                charts.Series("validation", x, [row.validation_loss for row in history], "main"),
+                charts.Series("training photos", x, [row.fit_loss for row in history], "other"),
+            ),
+            "epoch",
+            "loss",
+            marks=starts,
+        ),
+        charts.lines(
+            f"{name}, %",
+            (
+                charts.Series("validation", x, [row.validation_primary for row in history], "main"),
+                charts.Series("training photos", x, [row.fit_primary for row in history], "other"),
+            ),
+            "epoch",
+            f"{name}, %",
+            percent=True,
+            marks=starts,
+        ),
+    )
+    lead = "On photos as they are, without augmentation. Where the two part, the model learns its photos by heart."
+    return Section(
+        "training", "Training", (Charts(drawn), *(Text(note, "note") for note in material.report.notes)), lead
+    )
+
+
+def _errors(material: Material) -> Section:
+    lead = f"The float model (Keras) beside {material.quantized}, on the same test photos."
+    return Section("errors", "What it gets wrong", VIEWS[material.spec.task].blocks(material), lead)
+
+
+def _scores(material: Material) -> Section:
+    return Section("reliability", "Can the scores be trusted?", reliability_blocks(material))
+
+
+def _photos(material: Material, pictures: Pictures) -> Iterator[Section]:
+    gone = (Missing(f"Photos can\u2019t be shown: {pictures.missing}"),) if pictures.missing else ()
+    if pictures.mistakes:
+        wrong = (
+            f"{count(pictures.wrong, 'photo')} wrong, the surest first"
+            if pictures.wrong
+            else "the largest errors first"
+        )
+        lead = f"{material.shipped}: {wrong}. Some may be wrong labels rather than wrong answers."
+        yield Section("mistakes", "Worst mistakes", (*gone, Gallery(pictures.mistakes)), lead)
+    told = f"Keras and {material.quantized} say something else of {count(pictures.differing, 'test photo')}"
+    told += "." if pictures.disagreements else ", so there is nothing to show."
+    if material.said is not None:
+        gallery = (Gallery(pictures.disagreements),) if pictures.disagreements else ()
+        yield Section("disagreements", "Where quantization changes the answer", (Text(told), *gone, *gallery))
+    if pictures.looks:
+        lead = (
+            "Grad-CAM on the Keras model: the places that speak for its answer, on mistakes first and then on photos "
+            "that it gets right. Heat on the background or on a watermark is a warning."
+        )
+        yield Section("looks", "Where the network looks", (Gallery(pictures.looks),), lead)
+    elif pictures.unmapped:
+        yield Section("looks", "Where the network looks", (Missing(pictures.unmapped),))
+    if not material.said:
+        command = f"python -m export.evaluate {material.run.path}"
+        yield Section("mistakes", "Worst mistakes", (Missing("No predictions are stored.", command),))
+
+
+def _layers(material: Material) -> Section:
+    title = "Quantization, layer by layer"
+    if not material.layers:
+        suited = [row.scheme for row in material.report.artifacts if schemes.get(row.scheme).activations == "int8"]
+        if not suited:
+            return Section("layers", title, ())
+        command = f"python -m export.layers {material.run.path}" + (
+            "" if suited[0] == "int8" else f" --scheme {suited[0]}"
+        )
+        return Section("layers", title, (Missing("Not measured.", command),))
+    lead = "What rounding one operator alone does to the outputs. Long bars are where precision is lost."
+    return Section("layers", title, tuple(_layer_blocks(material.layers)), lead)
+
+
+def _layer_blocks(layers: dict[str, tuple[Layer, ...]]) -> Iterator[Block]:
+    for scheme, found in layers.items():
+        names = [f"{layer.name} ({layer.operator}): {100 * layer.effect:.2f} points" for layer in found]
+        effects = [100 * layer.effect for layer in found]
+        noise = [layer.accumulated_db for layer in found]
+        drawn = [charts.bars(f"{scheme}: effect of each operator", effects, names, "operator, in order", "points")]
+        finite = [value if math.isfinite(value) else math.nan for value in noise]
+        if any(not math.isnan(value) for value in finite):
+            series = (charts.Series(scheme, [float(n) for n in range(len(found))], finite, "main"),)
+            drawn.append(charts.lines("Signal to noise so far", series, "operator, in order", "dB"))
+        yield Charts(tuple(drawn))
+        worst = sorted(found, key=lambda layer: -layer.effect)[:WORST]
+        rows = tuple(
+            Row(
+                (
+                    layer.name,
+                    layer.operator,
+                    f"{100 * layer.effect:.2f}",
+                    f"{layer.accumulated_db:.1f}" if math.isfinite(layer.accumulated_db) else "\u2013",
+                    percent(layer.saturation),
+                )
+            )
+            for layer in worst
+        )
+        columns = ("layer", "operator", "effect, points", "signal to noise, dB", "cut off")
+        yield Table(f"{scheme}: the {len(rows)} operators with the largest effect", columns, rows, words=(1,))
+
+
+def _devices(material: Material) -> Section:
+    report = material.report
+    if not report.devices:
+        command = f"python -m export.deploy {report.run} --host USER@DEVICE"
+        return Section("devices", "Devices", (Missing("No device has run it yet.", command),))
+    rows = tuple(_device(device, latency) for device in report.devices for latency in device.latencies)
+    name = PRIMARY[report.task]
+    columns = ("device", "artifact", "check", name, "as here", "threads", "ms", "ms p90", "peak MB", "remark")
+    notes = tuple(
+        Text(
+            f"{row.name}: {row.device}; {row.kernels} kernels, {row.runtime}; {count(row.samples, 'photo')} checked.",
+            "note",
+        )
+        for row in report.devices
+    )
+    return Section("devices", "Devices", (Table("What devices found out", columns, rows, words=(1, 2, 9)), *notes))
+
+
+def _device(device: DeviceRow, latency: DeviceLatency) -> Row:
+    verdict = {None: "\u2013", True: "passed", False: "FAILED"}[device.passed]
+    return Row(
+        (
+            device.name,
+            device.scheme,
+            Cell(verdict, style="bad" if device.passed is False else ""),
+            percent(device.score),
+            percent(device.agreement),
+            f"{latency.threads}",
+            milliseconds(latency.median_ms),
+            milliseconds(latency.p90_ms),
+            "\u2013" if latency.peak_bytes is None else f"{latency.peak_bytes / 1e6:.0f}",
+            Cell(latency.noise, style="bad"),
+        )
+    )
+
+
+def _data(material: Material) -> Section:
+    blocks: list[Block] = [_counts(material)]
+    if material.audit is None:
+        source = shlex.quote(material.run.manifest.data)
+        command = f"python -m recipes.audit --data {source} --out {material.run.path}/audit"
+        blocks.append(Missing("Not audited: copies, odd photos, doubtful labels.", command))
+    else:
+        blocks.append(_audit(material.audit))
+    return Section("data", "Data", tuple(blocks))
+
+
+def _counts(material: Material) -> Block:
+    splits = material.splits
+    photos = {name: sum(counted.values()) for name, counted in splits.items()}
+    columns = ("", *splits, "all")
+    whole = Row(("photos", *(f"{n:,}" for n in photos.values()), f"{sum(photos.values()):,}"))
+    if not material.spec.exclusive:
+        return Table(f"{material.report.data}: photos in each split", columns, (whole,))
+    rows = [
+        Row(
+            (name, *(f"{counted[name]:,}" for counted in splits.values()), f"{sum(c[name] for c in splits.values()):,}")
+        )
+        for name in material.spec.names
+    ]
+    folded = count(len(rows), "class", "classes") if len(rows) > 24 else ""
+    return Table(f"{material.report.data}: photos in each split", columns, (*rows, whole), folded=folded)
+
+
+def _audit(audit: Audit) -> Block:
+    kinds: dict[str, int] = {}
+    for finding in audit.findings:
+        kinds[finding.kind.replace("_", " ")] = kinds.get(finding.kind.replace("_", " "), 0) + 1
+    found = {
+        "photos": audit.photos,
+        "groups of copies": len(audit.copies),
+        "groups of copies across splits": sum(group.leaks for group in audit.copies),
+        "groups of copies with different labels": sum(group.contradicts for group in audit.copies),
+        "labels in doubt": len(audit.labels),
+        **dict(sorted(kinds.items())),
+    }
+    rows = [Row((name, f"{number:,}")) for name, number in found.items()]
+    rows += [
+        Row((f"{shift.first} against {shift.second}: told apart", f"{percent(shift.accuracy)} (50 % is chance)"))
+        for shift in audit.shifts
+    ]
+    return Table("Audit", ("", "found"), tuple(rows), note="; ".join(audit.skipped))
+
+
+def _reproduce(material: Material) -> Section:
+    run, manifest = material.run, material.run.manifest
+    made = [row.scheme for row in material.report.artifacts]
+    export = [f"python -m export.convert {run.path} --schemes {' '.join(made)}"]
+    export += [f"python -m export.{name} {run.path}" for name in ("evaluate", "benchmark", "report")]
+    facts = {
+        "seed": str(manifest.seed),
+        "data": f"{manifest.data} (sha256 {manifest.data_sha256})",
+        "licence of the pretrained weights": licence_of(material) or "not known",
+        "model.keras, sha256": material.report.run_sha256,
+        **{f"{row.path}, sha256": row.sha256 for row in material.report.artifacts},
+        **manifest.versions,
+    }
+    table = Table(
+        "Hashes and versions",
+        ("", "value"),
+        tuple(Row((name, value)) for name, value in facts.items()),
+        words=(1,),
+        folded="Hashes and versions",
+    )
+    lead = "The same data, settings and versions give the same splits and, but for the order of sums, the same figures."
+    commands = (recipe_command(material.settings, material.report.recipe), *export)
+    return Section("reproduce", "How to reproduce", (Commands(commands), table), lead)
+
+
+def recipe_command(settings: dict[str, Any], recipe: str) -> str:
+    """The command line of a recipe with every setting, as its config.json has them."""
+    words = ["python", "-m", f"recipes.{recipe}"]
+    for name, value in settings.items():
+        option = f"--{name.replace('_', '-')}"
+        if name == "recipe":
+            continue
+        if isinstance(value, bool):
+            words.append(option if value else option.replace("--", "--no-", 1))
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            words += [option, *map(str, value)]
+        else:
+            words += [option, str(value)]
+    return shlex.join(words)

@@ -1,0 +1,170 @@
+"""The page's first lines: how good the model is, which artifact to ship and why, and what to beware of. Plain words."""
+
+from collections.abc import Iterator
+
+from edgetl.backbones.registry import BACKBONES
+from edgetl.history import watch
+from edgetl.outputs import Task
+from edgetl.scores import PRIMARY, ClassScores, RegressionScores
+from export import schemes
+from export.reporting.blocks import Summary, Tile, between, count, megabytes, milliseconds, percent, points
+from export.reporting.joined import ALIKE, BUDGET, samples_of
+from export.reporting.material import Material
+from export.reporting.table import uneven
+
+FEW_PHOTOS = 10
+"""Test photos of a class, below which its figures say next to nothing."""
+WIDE = 0.02
+"""An interval that reaches further than this to one side is worth a word: two points."""
+UNSURE = 0.05
+"""Calibration error from which scores should not be read as probabilities."""
+
+GOOD: dict[Task, str] = {
+    "classification": "{scheme} names {primary} of {samples} test photos rightly",
+    "ordinal": "{scheme} names {primary} of {samples} test photos rightly",
+    "multi_label": "{scheme} reaches an F1 of {primary}, the mean over {outputs} labels, on {samples} test photos",
+    "regression": "{scheme} explains {primary} of the variance (R2) of {samples} test photos",
+}
+KINDS: dict[Task, str] = {
+    "classification": "tells {outputs} classes apart",
+    "ordinal": "tells {outputs} ordered classes apart",
+    "multi_label": "says which of {outputs} labels a photo has",
+    "regression": "estimates {outputs} number(s)",
+}
+
+
+def summary(material: Material) -> Summary:
+    """Say in words what the figures mean."""
+    report, row = material.report, material.report.row(material.shipped)
+    size = material.run.inputs
+    kind = KINDS[report.task].format(outputs=len(material.spec.names))
+    backbone = material.settings.get("backbone")
+    network = f"a fine-tuned {backbone}" if report.recipe == "fine_tune" else backbone or "a network made elsewhere"
+    told = GOOD[report.task].format(
+        scheme=row.scheme, primary=percent(row.primary), samples=f"{row.samples:,}", outputs=len(material.spec.names)
+    )
+    sentences = (
+        f"This model {kind}, given photos of {size.width}\u00d7{size.height} pixels. It is {network}, trained on "
+        f"{report.data}.",
+        f"{told}; on other photos of the same kind it would be between {between(row.primary_low, row.primary_high)} "
+        f"(95{chr(0x202F)}% interval).",
+    )
+    return Summary(sentences, tuple(_tiles(material)), tuple(_reasons(material)), tuple(_cautions(material)))
+
+
+def _tiles(material: Material) -> Iterator[Tile]:
+    report, row = material.report, material.report.row(material.shipped)
+    yield Tile(percent(row.primary), PRIMARY[report.task], f"{between(row.primary_low, row.primary_high)}")
+    interval = f"{points(row.drop_low, 1)} to {points(row.drop_high, 1)}"
+    yield Tile(points(row.drop, 2), "points lost to Keras", interval)
+    yield Tile(f"{megabytes(row.size_bytes)} MB", "file", f"{megabytes(row.gzip_bytes)} MB compressed")
+    if row.latency_ms_median is None:
+        yield Tile("\u2013", "latency", "not measured")
+    else:
+        busy = "machine was busy" if report.noisy else f"90{chr(0x202F)}% within {milliseconds(row.latency_ms_p90)} ms"
+        yield Tile(f"{milliseconds(row.latency_ms_median)} ms", "per photo, this machine", busy)
+
+
+def _reasons(material: Material) -> Iterator[str]:
+    """Why this artifact: the rule of `recommended`, as it came out."""
+    report, row = material.report, material.report.row(material.shipped)
+    name = PRIMARY[report.task]
+    if row.drop > BUDGET:
+        yield f"Every artifact loses more than {100 * BUDGET:g} point of {name}; this one loses least."
+    elif all(each.latency_ms_median is not None for each in report.artifacts if each.drop <= BUDGET):
+        yield (
+            f"It is the fastest here of those that lose at most {100 * BUDGET:g} point of {name}; where times are "
+            f"within {100 * ALIKE:g}{chr(0x202F)}%, the smallest."
+        )
+    else:
+        yield f"It is the smallest of those that lose at most {100 * BUDGET:g} point of {name}. Not all were timed."
+    yield schemes.get(row.scheme).summary[0].upper() + schemes.get(row.scheme).summary[1:] + "."
+    largest = max(report.artifacts, key=lambda each: each.size_bytes)
+    if largest.size_bytes > 1.5 * row.size_bytes:
+        ratio = largest.size_bytes / row.size_bytes
+        yield f"The file is {ratio:.1f} times smaller than {largest.scheme}."
+    slow = [each for each in report.artifacts if each.scheme == "float32" and each.latency_ms_median]
+    if row.latency_ms_median and slow and (ratio := slow[0].latency_ms_median / row.latency_ms_median) > 1 + ALIKE:  # type: ignore[operator]
+        yield f"One photo takes {ratio:.1f} times less time than with float32."
+    if not schemes.get(row.scheme).integer and any(schemes.get(e.scheme).integer for e in report.artifacts):
+        yield "For an NPU or a microcontroller take int8: these compute in integers only."
+
+
+def _cautions(material: Material) -> Iterator[str]:
+    """What to beware of, what weighs most first."""
+    report, row = material.report, material.report.row(material.shipped)
+    yield from (
+        f"{device.name} did not compute what this machine does with {device.scheme}: its check FAILED. See Devices."
+        for device in report.devices
+        if device.passed is False
+    )
+    yield from _about_data(material)
+    if material.history and (found := watch(material.history, PRIMARY[report.task])).line:
+        yield f"Training was {found.line}."
+    half = max(row.primary - row.primary_low, row.primary_high - row.primary)
+    if half > WIDE:
+        yield (
+            f"The test set is small: {count(row.samples, 'photo')}. Differences below {100 * half:.1f} points "
+            "between two trainings may be luck."
+        )
+    if share := _most_common(material):
+        yield f"Always saying \u201c{share[0]}\u201d would be right on {percent(share[1])} of the test photos."
+    few = [name for name, samples in report.output_samples.items() if samples < FEW_PHOTOS]
+    if few and report.task != "regression":
+        named = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
+        yield f"Fewer than {FEW_PHOTOS} test photos of {named}: the figures of these say next to nothing."
+    if told := uneven(row, report):
+        yield f"{told}."
+    if row.calibration_error is not None and row.calibration_error > UNSURE:
+        yield (
+            f"Scores are no probabilities: they are {percent(row.calibration_error)} off on average. Choose thresholds "
+            "on photos of your own."
+        )
+    yield from _about_latency(material)
+
+
+def _about_data(material: Material) -> Iterator[str]:
+    audit = material.audit
+    if audit is None:
+        yield (
+            "The data was not audited: copies of one photo in training and test would make these figures too good, and "
+            "wrong labels would make them meaningless. See Data."
+        )
+    elif leaks := sum(group.leaks for group in audit.copies):
+        yield f"{count(leaks, 'photo has copies', 'photos have copies')} in more than one split: figures are too good."
+    if not material.grouped:
+        yield (
+            "Photos were divided one by one. If several show the same object, day or camera, the test photos are "
+            "easier than what comes in use: name groups in a manifest."
+        )
+    yield (
+        "The test photos are of the same source as the training photos. Another camera, light or place can cost far "
+        "more than quantization: try some of your own photos before you rely on it."
+    )
+
+
+def _about_latency(material: Material) -> Iterator[str]:
+    report = material.report
+    if report.noisy:
+        yield "The machine was busy while latencies were measured: do not trust the times, measure again."
+    if not report.devices:
+        yield (
+            f"No device has run it yet{'; the times are of this machine' if report.threads else ''}. "
+            f"python -m export.deploy {report.run} measures on yours."
+        )
+
+
+def _most_common(material: Material) -> tuple[str, float] | None:
+    """What one gets for saying the same always: the floor of accuracy."""
+    keras = material.evaluation.keras
+    if isinstance(keras, RegressionScores) or not isinstance(keras, ClassScores):
+        return None
+    samples = samples_of(keras)
+    most = max(range(len(samples)), key=lambda index: samples[index])
+    return material.spec.names[most], samples[most] / sum(samples)
+
+
+def licence_of(material: Material) -> str:
+    """Of the backbone's pretrained weights; empty where none is known."""
+    row = BACKBONES.get(str(material.settings.get("backbone")))
+    return row.licence if row and material.settings.get("weights", "imagenet") == "imagenet" else ""
