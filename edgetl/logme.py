@@ -6,8 +6,12 @@ N(0, 1/beta). How probable the labels are under the best alpha and beta, with al
 evidence. It does not overfit as the accuracy of a fitted head does, and it costs one decomposition of the features.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from edgetl.outputs import OutputSpec
 
 ITERATIONS = 100
 """At most; the fixed point is usually reached within ten."""
@@ -35,7 +39,7 @@ def log_evidence(features: NDArray[np.float32], targets: NDArray[np.floating]) -
     return float(np.mean([_of_one(u, spectrum, y, features.shape[1]) for y in targets.astype(np.float64).T]))
 
 
-def targets_of(labels: NDArray[np.generic], outputs: int) -> NDArray[np.float64]:
+def targets_of(labels: NDArray[Any], outputs: OutputSpec) -> NDArray[np.float64]:
     """Turn labels of any task, as `Examples.labels` are, into targets [n, k].
 
     Classes become one target each, 1 or 0; labels are that already; numbers are standardized, so that their units
@@ -43,15 +47,15 @@ def targets_of(labels: NDArray[np.generic], outputs: int) -> NDArray[np.float64]
 
     Args:
         labels: class indices [n], or labels or numbers [n, k].
-        outputs: k.
+        outputs: what they are.
     """
-    if labels.ndim == 1:
-        return np.asarray(np.eye(outputs)[labels.astype(np.int64)])
+    if outputs.exclusive:
+        return np.asarray(np.eye(len(outputs.names))[labels])
     numbers = labels.astype(np.float64)
-    if set(np.unique(numbers)) <= {0.0, 1.0}:
+    if outputs.task == "multi_label":
         return numbers
     spread = numbers.std(axis=0)
-    return (numbers - numbers.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    return np.asarray((numbers - numbers.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
 
 
 def _of_one(u: NDArray[np.float64], spectrum: NDArray[np.float64], y: NDArray[np.float64], width: int) -> float:

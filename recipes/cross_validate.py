@@ -11,11 +11,11 @@ import sys
 from dataclasses import dataclass, field, fields
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from tyro.conf import Suppress
+from numpy.typing import ArrayLike, NDArray
+from tyro.conf import Fixed, Suppress
 
 from edgetl import cross_validation, data, features, rundir
 from edgetl.config import checked, command, to_json
@@ -28,6 +28,9 @@ from edgetl.rundir import RunDir
 from edgetl.scores import PRIMARY, Scores, summary
 from recipes import experiment, feature_extraction, fine_tune
 from recipes.experiment import Experiment
+
+if TYPE_CHECKING:
+    import keras
 
 RECIPE = "cross_validate"
 PROG = f"python -m recipes.{RECIPE}"
@@ -51,7 +54,7 @@ class Config(fine_tune.Config):
     """How many, each tested once."""
     refit: bool = field(default=False, metadata={"affects_result": False})
     """Make a model of all photos at the end, the same way, with none held out: OUT/refit, for `export.convert`."""
-    test_fraction: Annotated[float, Suppress] = 0.25
+    test_fraction: Annotated[float, Fixed, Suppress] = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,14 @@ def main(config: Config) -> CrossValidation:
     config = checked(config)
     check(config)
     examples = whole(experiment.load_examples(config))
-    divided(config, examples)  # refuse now what can't be divided, not after minutes
+    divided(config, examples, config.folds)  # refuse now what can't be divided, not after minutes
     with rundir.writing(config.out, RECIPE, config) as run:
         row, spec = experiment.row_and_spec(config)
         backbone = experiment.build_backbone(config, row, spec)
         table = experiment.extract(config, row, spec, examples, backbone)
         parts = [
-            tested(config, run, table, part, number) for number, part in enumerate(divided(config, table.examples), 1)
+            tested(config, run, table, part, number)
+            for number, part in enumerate(divided(config, table.examples, config.folds), 1)
         ]
         result = judged(config, run, table, parts)
         if config.refit:
@@ -135,18 +139,18 @@ def whole(examples: data.Examples) -> data.Examples:
     return examples.with_items([dataclasses.replace(item, split=None) for item in examples])
 
 
-def divided(config: Config, examples: data.Examples) -> list[data.Examples]:
+def divided(config: Experiment, examples: data.Examples, folds: int) -> list[data.Examples]:
     """All examples once per fold, with its part marked as test; the rest can be divided as the settings say.
 
     Raises:
         ConfigError: fewer than 2 folds.
         DatasetError: the examples can't be divided so.
     """
-    assigned = cross_validation.assign(examples, config.folds, config.seed)
+    assigned = cross_validation.assign(examples, folds, config.seed)
     pairs = list(zip(examples, assigned.tolist(), strict=True))
     parts = [
         examples.with_items([dataclasses.replace(item, split="test") if at == fold else item for item, at in pairs])
-        for fold in range(config.folds)
+        for fold in range(folds)
     ]
     for part in parts:
         experiment.divide(config, part)
@@ -165,19 +169,27 @@ def tested(config: Config, run: RunDir, table: features.Features, part: data.Exa
             if kept.data_sha256 == table.data_sha256:
                 log.info("fold %d of %d: kept", number, config.folds)
                 return kept
-    made = RECIPES[config.recipe](config, run, table, part, number)
+    made = (
+        probed(config, table, part)
+        if config.recipe == "feature_extraction"
+        else tuned(config, run, table, part, number)
+    )
     run.write(path.name, made.to_bytes())
     labels = experiment.divide(config, part).test.labels
     log.info("fold %d of %d: %s", number, config.folds, summary(score(labels, made.outputs, made.model.spec)))
     return made
 
 
-def probed(config: Config, run: RunDir, table: features.Features, part: data.Examples, number: int) -> FoldOutputs:
+def probed(config: Experiment, table: features.Features, part: data.Examples) -> FoldOutputs:
     """Fit a linear head on the stored features of the other folds."""
     splits = experiment.divide(config, part)
     head, chosen = experiment.fit_linear_head(table, splits)
-    outputs = np.asarray(head(table.of(splits.test), training=False))
-    return _fold_outputs(splits, chosen, splits.train.outputs, outputs, table)
+
+    def predict(head: "keras.Model", part: data.Examples) -> NDArray[np.float32]:
+        return np.asarray(head(table.of(part), training=False))
+
+    done = experiment.finish(head, splits, predict, calibrate_scores=False)
+    return _fold_outputs(splits, chosen, done.outputs, predict(done.model, splits.test), table)
 
 
 def tuned(config: Config, run: RunDir, table: features.Features, part: data.Examples, number: int) -> FoldOutputs:
@@ -211,9 +223,6 @@ def _fold_outputs(
     return FoldOutputs(model, tuple(example.id for example in splits.test), outputs, table.data_sha256)
 
 
-RECIPES = {"feature_extraction": probed, "fine_tune": tuned}
-
-
 def judged(config: Config, run: RunDir, table: features.Features, parts: list[FoldOutputs]) -> CrossValidation:
     """Score each fold and all together, and write what every photo was taken for."""
     examples = whole(table.examples)
@@ -224,10 +233,7 @@ def judged(config: Config, run: RunDir, table: features.Features, parts: list[Fo
     outputs, spec = cross_validation.joined(parts, examples)
     fold_of = {id_: number for number, part in enumerate(parts, 1) for id_ in part.ids}
     ids = [example.id for example in examples]
-    buffer = BytesIO()
-    numbers = np.array([fold_of[id_] for id_ in ids])
-    np.savez(buffer, ids=np.array(ids), labels=examples.labels, outputs=outputs, fold=numbers)
-    run.write(PREDICTIONS, buffer.getvalue())
+    run.write(PREDICTIONS, npz(ids=ids, labels=examples.labels, outputs=outputs, fold=[fold_of[id_] for id_ in ids]))
     return CrossValidation(
         config.recipe,
         config.backbone,
@@ -241,6 +247,14 @@ def judged(config: Config, run: RunDir, table: features.Features, parts: list[Fo
         notes(config, examples),
         str(run.path),
     )
+
+
+def npz(**arrays: ArrayLike) -> bytes:
+    """Content of an .npz file."""
+    buffer = BytesIO()
+    content: dict[str, Any] = {name: np.asarray(values) for name, values in arrays.items()}
+    np.savez(buffer, **content)
+    return buffer.getvalue()
 
 
 def notes(config: Config, examples: data.Examples) -> tuple[str, ...]:
@@ -261,10 +275,8 @@ def refitted(config: Config, examples: data.Examples) -> RunDir:
     out = config.out / REFIT
     log.info("refit on all %d photos: %s", len(examples), out)
     if config.recipe == "feature_extraction":
-        return feature_extraction.train_on(
-            narrowed(feature_extraction.Config, config, out, test_fraction=0.0), examples
-        )
-    return fine_tune.train_on(narrowed(fine_tune.Config, config, out, test_fraction=0.0, resume=False), examples)
+        return feature_extraction.train_on(narrowed(feature_extraction.Config, config, out), examples)
+    return fine_tune.train_on(narrowed(fine_tune.Config, config, out, resume=False), examples)
 
 
 def show(result: CrossValidation) -> str:

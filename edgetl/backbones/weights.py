@@ -142,6 +142,21 @@ def packaged_path(packaged: PackagedFile) -> Path:
     return path
 
 
+def cache_path(file: KerasFile) -> Path:
+    """Where Keras keeps a file that was downloaded."""
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models" / file.cache_name
+
+
+def at_hand(backbone: Backbone, spec: ImageInput) -> bool:
+    """Whether ImageNet weights are on this machine: an installed package, or a file that Keras downloaded before."""
+    match backbone.imagenet:
+        case PackagedFile() as packaged:
+            return importlib.util.find_spec(packaged.distribution.replace("-", "_")) is not None
+        case KerasFile() as file:
+            return cache_path(file.for_size(spec.height, spec.width)).is_file()
+    return False
+
+
 def download(file: KerasFile, backbone: Backbone, spec: ImageInput) -> Path:
     """Fetch a file into Keras' own cache, or find it there.
 
@@ -149,8 +164,8 @@ def download(file: KerasFile, backbone: Backbone, spec: ImageInput) -> Path:
         WeightsError: no network, an HTTP error, silence, or a file with another hash.
     """
     file = file.for_size(spec.height, spec.width)
-    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-    cached = home / "models" / file.cache_name
+    cached = cache_path(file)
+    home = cached.parent.parent
     if cached.is_file() and (file.digest is None or _has_digest(cached, file.digest)):
         return cached
     try:
