@@ -32,7 +32,8 @@ SPLIT_NAMES: dict[str, SplitName] = {
 Label = int | tuple[int, ...] | tuple[float, ...]
 """By task: the index of a class; the indices of all labels that are true; the value of each target."""
 MAX_BINS = 10
-"""Numbers are divided in proportion to so many quantiles, as classes are."""
+"""Numbers are divided in proportion to so many quantiles, as classes are; to fewer where each would have fewer
+examples than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class Examples:
         if self.outputs.exclusive or not self.items:
             return self.labels.astype(np.int64)
         if self.task == "regression":
-            bins = min(MAX_BINS, len(self))
+            bins = max(1, min(MAX_BINS, len(self) // MAX_BINS))
             edges = np.quantile(self.labels[:, 0], np.linspace(0, 1, bins + 1)[1:-1])
             return np.searchsorted(edges, self.labels[:, 0], side="right").astype(np.int64)
         counts = self.labels.sum(axis=0)

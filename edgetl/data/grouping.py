@@ -6,6 +6,7 @@ altogether is moved there from a part that keeps some of it.
 """
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,11 +90,12 @@ class _Parts:
 
     def cost(self, unit: Unit, at: int, sign: int = 1) -> float:
         """What chi-square, sum((count - wanted)^2 / wanted), grows by when the unit comes to a part or leaves it."""
-        grown = 0.0
-        for kind, count in unit.kinds.items():
-            wanted = self.shares[at] * self.total[kind]
-            grown += count * (2 * sign * (self.counts[at][kind] - wanted) + count) / wanted
-        return grown
+        share, counts = self.shares[at], self.counts[at]
+        terms = [
+            count * (2 * sign * (counts[kind] - share * self.total[kind]) + count) / (share * self.total[kind])
+            for kind, count in unit.kinds.items()
+        ]
+        return math.fsum(terms)  # exact: the order of the kinds, which is that of the examples, must not tell in a tie
 
     def fetch(self, kind: int, to: int, needed: Collection[int]) -> None:
         """Move the unit with a kind that costs least, of those that other parts can do without."""

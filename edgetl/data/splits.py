@@ -252,23 +252,26 @@ def _divide_units(pool: Examples, shares: Mapping[SplitName, float], seed: int) 
     """Divide what is not given, groups whole; `shares` are the parts that come out of train."""
     asked: dict[SplitName, float] = {"train": 1 - sum(shares.values()), **shares}
     units = units_of(pool)
-    what = "group(s)" if any(item.group for item in pool) else "example(s)"
+    grouped = any(item.group for item in pool)
+    least = f"need at least {len(asked)} ({' + '.join(asked)}). Add some"
     if len(units) < len(asked):
-        raise DatasetError(
-            f"{pool.source}: {len(units)} {what}, need at least {len(asked)} ({' + '.join(asked)}). Add some"
-        )
+        raise DatasetError(f"{pool.source}: {len(units)} {'group(s)' if grouped else 'example(s)'}, {least}")
     needed = required(pool)
     divided = dict(zip(asked, spread(units, list(asked.values()), needed, seed), strict=True))
     for kind in needed:
         lacking = [name for name, members in divided.items() if not any(kind in unit.kinds for unit in members)]
         if lacking and kind != EXAMPLE:
-            holders = [unit for unit in units if kind in unit.kinds]
-            raise DatasetError(
-                f"{pool.source}: no {pool.output_names[kind]} in {' and '.join(lacking)}: its "
-                f"{sum(unit.kinds[kind] for unit in holders)} example(s) are in {len(holders)} {what}"
-                f"{_listed(holders) if what == 'group(s)' else ''}, need at least {len(asked)}. Add some or remove it"
+            holders = sorted(unit.name for unit in units if kind in unit.kinds)
+            groups = f" of {len(holders)} group(s) ({', '.join(holders[:5])})" if grouped else ""
+            way_out = (
+                least if len(holders) < len(asked) else "and no division keeps all whole. Add some, divide a group,"
             )
-    _judge_shares(pool, units, asked, divided)
+            raise DatasetError(
+                f"{pool.source}: {pool.output_names[kind]} would be missing from {' and '.join(lacking)}: it has "
+                f"{pool.counts[pool.output_names[kind]]} example(s){groups}, {way_out} or remove it"
+            )
+    if grouped:
+        _judge_shares(pool, units, asked, divided)
     return {name: [item for unit in members for item in unit.items] for name, members in divided.items()}
 
 
@@ -279,7 +282,7 @@ def _judge_shares(
     got = {name: sum(len(unit.items) for unit in members) / len(pool) for name, members in divided.items()}
     largest = max(units, key=lambda unit: (len(unit.items), unit.name))
     for name, share in asked.items():
-        if got[name] < share / 2 and len(largest.items) > 1:
+        if got[name] < share / 2:
             raise DatasetError(
                 f"{pool.source}: {name} would have {100 * got[name]:.1f} % of the examples, {100 * share:.0f} % asked: "
                 f"group {largest.name} alone has {100 * len(largest.items) / len(pool):.0f} %. Divide that group, "
@@ -301,11 +304,6 @@ def _refuse_lacking(examples: Examples, parts: Mapping[SplitName, list[Example]]
                 f"{examples.source}: {name} is without {what}. Add examples to {name} or remove "
                 f"{'the name(s)' if lacking else 'it'}"
             )
-
-
-def _listed(units: Sequence[Unit]) -> str:
-    names = sorted(unit.name for unit in units)
-    return f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
 
 
 def _strata(examples: Examples) -> dict[str, list[Example]]:
