@@ -27,3 +27,8 @@ class OutputSpec:
     def exclusive(self) -> bool:
         """Whether exactly one of the names is right."""
         return self.task in ("classification", "ordinal")
+
+    @property
+    def units(self) -> tuple[float, ...]:
+        """What differences of outputs are measured in: the deviation of each target; 1 for every score."""
+        return self.deviations or (1.0,)

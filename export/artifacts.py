@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgetl.errors import ArtifactError
 from edgetl.inputs import InputSpec
+from edgetl.outputs import OutputSpec
 from edgetl.rundir import MODEL, RunDir, read_json, sha256_of
 from export.device.errors import DeviceError
 
@@ -33,8 +34,14 @@ class Artifact:
     input_scale: float
     """real = input_scale * (pixel - input_zero_point); 0.0 for a float input."""
     input_zero_point: int
-    output_names: tuple[str, ...]
-    """The position is the output index."""
+    outputs: OutputSpec
+    """What it says of a photo."""
+    output_type: str
+    """What the file gives: `float32`, `uint8` or `int8`."""
+    output_scale: float
+    """real = output_scale * (stored - output_zero_point), the step of all outputs; 0.0 for a float output. Values
+    beyond those that the smallest and the largest stored number stand for are cut off."""
+    output_zero_point: int
     operators: int
     run_sha256: str
     """Of the model.keras that it was made from."""
@@ -43,7 +50,7 @@ class Artifact:
     settings: dict[str, str]
     """What was chosen within the scheme: `ranges`, `float_layers`, how it was trained."""
     versions: dict[str, str]
-    schema_version: int = 2
+    schema_version: int = 3
 
 
 def artifact_files(folder: Path, schemes: Sequence[str] = ()) -> tuple[Path, ...]:

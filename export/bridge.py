@@ -6,7 +6,7 @@ has; what is no layer in Keras 3 (`x + y`) becomes one. Nothing else imports tf_
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.errors import ArtifactError
+from export.tensors import gap
 
 if TYPE_CHECKING:
     import keras
 
 EQUAL = 1e-5
-"""Largest difference of a probability between the two; same kernels, at most sums in another order."""
+"""Largest difference of an output between the two, in its unit; same kernels, at most sums in another order."""
 DEPTHWISE_SUFFIX = "_depthwise"
 """A SeparableConv2D becomes two layers: this one, and the pointwise one that keeps the name and the bias."""
 _NAMED = 20
@@ -81,22 +82,25 @@ def obstacles(model: "keras.Model") -> tuple[str, ...]:
     return tuple(f"{x.name} ({_kind(x)})" for x in _plain_operations(model) if _rule(x) is None)
 
 
-def check_equal(model: "keras.Model", legacy: Any, images: NDArray[np.float32]) -> None:
+def check_equal(
+    model: "keras.Model", legacy: Any, images: NDArray[np.float32], units: Sequence[float] = (1.0,)
+) -> None:
     """Refuse a rebuilt model that does not compute what the original does.
 
     Args:
         model: the original.
         legacy: from `rebuilt`.
         images: float32 [n, h, w, 3], as both take them.
+        units: of the outputs, `OutputSpec.units`.
 
     Raises:
         ArtifactError: outputs are further apart than EQUAL, or not finite.
     """
     expected = np.asarray(model(images, training=False))
-    gap = float(np.abs(expected - legacy(images, training=False).numpy()).max())
-    if not gap <= EQUAL:
+    apart = gap(expected, legacy(images, training=False).numpy(), units)
+    if not apart <= EQUAL:
         raise ArtifactError(
-            f"{model.name}: rebuilt in tf_keras, outputs differ by {gap:.3g}, allowed {EQUAL}. Not used"
+            f"{model.name}: rebuilt in tf_keras, outputs differ by {apart:.3g}, allowed {EQUAL}. Not used"
         )
 
 

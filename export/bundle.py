@@ -20,15 +20,17 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from edgetl import data, metrics
+from edgetl import data
 from edgetl.config import checked, command, to_json
 from edgetl.errors import ConfigError
 from edgetl.rundir import LABELS, RunDir, installed_versions, open_run, sha256_of
+from edgetl.scores import PRIMARY, Scores
 from export import device_app, phone, sample, schemes
 from export.artifacts import Artifact, find_artifacts
 from export.benchmark import latency_of
 from export.browser import page
-from export.device.contents import BUNDLE, PROGRAM, Accuracy, Bundle, HostLatency
+from export.device.contents import BUNDLE, PROGRAM, Bundle, Figure, HostLatency
+from export.device.outputs import Outputs
 from export.evaluate import ArtifactScores, EvaluationReport, evaluation_of
 from export.microcontroller import ethos_u, mcu
 
@@ -53,7 +55,8 @@ class Config:
     out: Path | None = None
     """The folder; default is RUN/bundles/<scheme>. A bundle that is there is replaced, its reports/ kept."""
     photos: int = 64
-    """Photos of the test split to check devices with, in proportion to the classes, each at least once."""
+    """Photos of the test split to check devices with, in proportion to the classes (labels, values), each at least
+    once."""
     target: tuple[Target, ...] = ()
     """`mcu` adds C sources for TensorFlow Lite Micro, `ethos-u` models compiled for Arm's NPUs."""
     accelerators: tuple[str, ...] = ethos_u.ACCELERATORS
@@ -223,9 +226,12 @@ def _described(
         input_type=artifact.input_type,
         input_scale=artifact.input_scale,
         input_zero_point=artifact.input_zero_point,
-        output_names=artifact.output_names,
-        float32=_accuracy(evaluation.keras),
-        host=_accuracy(scores.scores),
+        outputs=Outputs(**vars(artifact.outputs)),
+        output_type=artifact.output_type,
+        output_scale=artifact.output_scale,
+        output_zero_point=artifact.output_zero_point,
+        float32=_figure(evaluation.keras),
+        host=_figure(scores.scores),
         latency=_latency(run, artifact),
         targets={target: json.loads(to_json(report)) for target, report in targets.items()},
         run_sha256=artifact.run_sha256,
@@ -249,8 +255,8 @@ def _latency(run: RunDir, artifact: Artifact) -> HostLatency | None:
     )
 
 
-def _accuracy(scores: metrics.Scores) -> Accuracy:
-    return Accuracy(scores.top1, scores.top1_low, scores.top1_high, scores.samples)
+def _figure(scores: Scores) -> Figure:
+    return Figure(PRIMARY[scores.task], scores.primary, scores.primary_low, scores.primary_high, scores.samples)
 
 
 def show(made: Made) -> str:
@@ -259,9 +265,9 @@ def show(made: Made) -> str:
     size = sum(path.stat().st_size for path in made.path.rglob("*") if path.is_file())
     lines = [
         f"{made.path}: {len(bundle.files)} files, {size / 1e6:.1f} MB",
-        f"  {bundle.model}  top-1 {100 * bundle.host.top1:.2f} % of {bundle.host.samples} test photos "
-        f"(float32 {100 * bundle.float32.top1:.2f} %)",
-        f"  {PROGRAM}  on the device: python3 {PROGRAM} info | classify PHOTO ... | check | benchmark",
+        f"  {bundle.model}  {bundle.host.metric} {100 * bundle.host.value:.2f} % of {bundle.host.samples} test photos "
+        f"(float32 {100 * bundle.float32.value:.2f} %)",
+        f"  {PROGRAM}  on the device: python3 {PROGRAM} info | predict PHOTO ... | check | benchmark",
         f"  sample/  {made.photos} test photos with what the host said of them",
         "  phone/  MediaPipe, Kotlin and Swift",
     ]

@@ -31,7 +31,14 @@ Histogram = NDArray[np.int64]
 class Calibration:
     """A float twin and what its activations are on photos; passes are made when first needed."""
 
-    def __init__(self, twin: bytes, photos: Sequence[NDArray[np.uint8]], scale: float, offset: float) -> None:
+    def __init__(
+        self,
+        twin: bytes,
+        photos: Sequence[NDArray[np.uint8]],
+        scale: float,
+        offset: float,
+        span: Range | None = None,
+    ) -> None:
         """Remember what to measure.
 
         Args:
@@ -39,9 +46,11 @@ class Calibration:
             photos: uint8 [h, w, 3], of the training split.
             scale: of raw pixels.
             offset: likewise.
+            span: values that the output must be able to tell, whatever it gave on the photos.
         """
         self.twin = twin
         self.photos = photos
+        self._span = span
         self._border = (offset, 255.0 * scale + offset)
         self._scale, self._offset = scale, offset
 
@@ -92,7 +101,7 @@ class Calibration:
         """
         found = METHODS[method](self)
         # Raw pixels are valid for the input tensor only if its range is theirs, whatever these photos hold.
-        return found | dict.fromkeys(self._pixels, self._border)
+        return found | self._outputs | dict.fromkeys(self._pixels, self._border)
 
     def annotated(self, method: str) -> bytes:
         """The twin with ranges in its tensors, ready for TensorFlow's quantizer."""
@@ -104,6 +113,20 @@ class Calibration:
             parameters.min, parameters.max = np.array([low], np.float32), np.array([high], np.float32)
             model.subgraphs[0].tensors[index].quantization = parameters
         return pack(model)
+
+    @cached_property
+    def _outputs(self) -> dict[int, Range]:
+        """Ranges of an output that is a value: nothing that was seen or trained with is cut off."""
+        if self._span is None:
+            return {}
+        graph = unpack(self.twin).subgraphs[0]
+        found = {int(graph.outputs[0])}
+        for written, operator in zip(reversed(operators(self.twin)), reversed(graph.operators), strict=True):
+            if written.name in COPYING and found & set(map(int, operator.outputs)):
+                found |= set(map(int, operator.inputs)) & set(self.extremes)
+        low, high = self._span
+        seen = [self.extremes[index] for index in found]
+        return dict.fromkeys(found, (min(low, *(each[0] for each in seen)), max(high, *(each[1] for each in seen))))
 
     @cached_property
     def _pixels(self) -> set[int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from edgetl import data
 from edgetl.config import to_json
 from edgetl.console import log, quiet_tensorflow
-from edgetl.errors import ConfigError, DatasetError
+from edgetl.errors import ArtifactError, ConfigError, DatasetError
+from edgetl.outputs import OutputSpec
 from edgetl.rundir import RunDir, installed_versions, open_run, write_atomic
 from export import metadata
 from export.artifacts import Artifact
+from export.calibrate import Range
 from export.choices import Choices, recorded
 from export.schemes import Scheme
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from export.quantize import Quantized, Quantizer
 
 D = TypeVar("D", bound="Distilling")
+COARSE = 0.25
+"""Deviations of a target; see `_check_step`."""
 PRESERVED: dict[str, Literal["", "sparsity", "clusters"]] = {"": "", "pruned": "sparsity", "clustered": "clusters"}
 """What quantization-aware training keeps of a model that was compressed before."""
 
@@ -111,7 +115,7 @@ class Conversion:
 
     @cached_property
     def model(self) -> "keras.Model":
-        """The run's Keras model: raw pixels in, probabilities out."""
+        """The run's Keras model: raw pixels in."""
         quiet_tensorflow()
         import keras
 
@@ -129,13 +133,13 @@ class Conversion:
         if compression not in self._models:
             from export import sparsify
 
-            checkpoint = self._checkpoint(compression)
+            kept: Any = {"outputs": self.run.outputs, "checkpoint": self._checkpoint(compression)}
             if compression == "pruned":
                 pruning = self._training(sparsify.PruningSettings(sparsity=self.settings.sparsity))
-                found = sparsify.pruned(self.model, self._train(pruning), pruning, checkpoint=checkpoint)
+                found = sparsify.pruned(self.model, self._train(pruning), pruning, **kept)
             else:
                 clustering = self._training(sparsify.ClusteringSettings(clusters=self.settings.clusters))
-                found = sparsify.clustered(self.model, self._train(clustering), clustering, checkpoint=checkpoint)
+                found = sparsify.clustered(self.model, self._train(clustering), clustering, **kept)
             self._models[compression] = found
         return self._models[compression]
 
@@ -146,7 +150,13 @@ class Conversion:
         key = scheme.compression
         if key not in self._quantizers:
             # Rounding moves a few weights of a cluster to the next step, and then it compresses less well.
-            self._quantizers[key] = Quantizer(self.compressed(key), self.photos, rounding=key != "clustered")
+            self._quantizers[key] = Quantizer(
+                self.compressed(key),
+                self.photos,
+                units=self.run.outputs.units,
+                span=span_of(self.splits.train),
+                rounding=key != "clustered",
+            )
         return self._quantizers[key]
 
     def _trained(self, scheme: Scheme) -> "Quantized":
@@ -158,6 +168,8 @@ class Conversion:
             self.compressed(scheme.compression),
             self._train(settings),
             settings,
+            outputs=self.run.outputs,
+            span=span_of(self.splits.train),
             preserve=PRESERVED[scheme.compression],
             calibration=self.photos,
             checkpoint=self._checkpoint(scheme.name),
@@ -191,15 +203,15 @@ class Conversion:
             ConfigError: choices that the scheme does not know.
             ArtifactError: the model has no such form.
         """
-        if scheme.trained:
-            return self._trained(scheme)
-        return self.quantizer(scheme).quantize(scheme, choices)
+        made = self._trained(scheme) if scheme.trained else self.quantizer(scheme).quantize(scheme, choices)
+        _check_step(made.tflite, scheme, self.run.outputs)
+        return made
 
     def described(self, scheme: Scheme, made: "Quantized") -> bytes:
         """The file that is written: what was made, with its metadata.
 
         Raises:
-            ArtifactError: a class name that a file of labels can't hold.
+            ArtifactError: an output name that a file of labels can't hold.
         """
         return metadata.attach(made.tflite, metadata.describe(self.run, scheme.name))
 
@@ -224,12 +236,12 @@ class Conversion:
             choices: with which it was made.
 
         Raises:
-            ArtifactError: a class name that a file of labels can't hold.
+            ArtifactError: an output name that a file of labels can't hold.
         """
         from export.flatbuffer import border
 
         tflite = self.described(scheme, made)
-        first, _ = border(tflite)
+        first, last = border(tflite)
         self.run.export_path.mkdir(exist_ok=True)
         path = self.run.export_path / f"{scheme.name}.tflite"
         artifact = Artifact(
@@ -241,7 +253,10 @@ class Conversion:
             input_type=first.type.lower(),
             input_scale=first.scale[0] if first.scale else 0.0,
             input_zero_point=first.zero_point[0] if first.scale else 0,
-            output_names=self.run.output_names,
+            outputs=self.run.outputs,
+            output_type=last.type.lower(),
+            output_scale=last.scale[0] if last.scale else 0.0,
+            output_zero_point=last.zero_point[0] if last.scale else 0,
             operators=len(made.operators),
             run_sha256=self.run.model_sha256,
             calibration=tuple(e.id for e in self.chosen) if scheme.needs_calibration else (),
@@ -252,6 +267,39 @@ class Conversion:
         write_atomic(path.with_suffix(".json"), to_json(artifact))
         write_atomic(path, tflite)
         return artifact
+
+
+def span_of(train: data.Examples) -> Range | None:
+    """Smallest and largest value of any target: what an integer output must be able to tell; None for scores.
+
+    A network says on other photos what it has not said on those that ranges are measured on, and an integer output
+    cuts off what is beyond its range. All targets share one range, as they share one tensor.
+    """
+    return (float(train.labels.min()), float(train.labels.max())) if train.task == "regression" else None
+
+
+def _check_step(tflite: bytes, scheme: Scheme, outputs: OutputSpec) -> None:
+    """Refuse values in steps so coarse that they tell nothing, and warn of those that cost accuracy.
+
+    Rounding to steps adds a squared error of step^2 / 12: R2 falls by 0.083 where a step is a deviation, by half a
+    point where it is a quarter of one.
+
+    Raises:
+        ArtifactError: one step is more than the deviation of a target.
+    """
+    from export.flatbuffer import border
+
+    _, last = border(tflite)
+    if outputs.task != "regression" or not last.scale:
+        return
+    step, (least, name) = last.scale[0], min(zip(outputs.deviations, outputs.names, strict=True))
+    told = f"{scheme.name}: its output has one step for all values, {step:.3g}, {step / least:.2g} deviations of {name}"
+    if step > least:
+        raise ArtifactError(
+            f"{told}. Use float16 or dynamic_int8; or train again with targets whose spreads are alike and about 0"
+        )
+    if step > COARSE * least:
+        log.warning("%s; R2 falls by about %.3f for that alone", told, (step / least) ** 2 / 12)
 
 
 def calibration_photos(
@@ -271,8 +319,8 @@ def calibration_photos(
         chosen,
         nothing=f"{train.root}: no calibration images could be read. Restore the photos of the training split",
     )
-    if len(set(found.labels.tolist())) == 1:
-        log.warning("all %d calibration photos are of one class: ranges may not fit the others", len(found))
+    if len(np.unique(found.labels, axis=0)) == 1:
+        log.warning("all %d calibration photos have one label: ranges may not fit the others", len(found))
     return found, images
 
 

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from tyro.conf import Positional
 
 from edgetl.config import checked, command
@@ -66,8 +67,17 @@ def main(config: Config) -> tuple[Artifact, ...]:
 
 
 def show(artifacts: tuple[Artifact, ...]) -> str:
-    """One line per artifact written."""
-    return "\n".join(f"{a.path}  {a.size_bytes / 1e6:.2f} MB  {a.operators} operators" for a in artifacts)
+    """One line per artifact written; of values in integers, also which they can be."""
+    return "\n".join(f"{a.path}  {a.size_bytes / 1e6:.2f} MB  {a.operators} operators{_grid(a)}" for a in artifacts)
+
+
+def _grid(artifact: Artifact) -> str:
+    """The range and the steps of an integer output that is no score."""
+    if artifact.outputs.task != "regression" or artifact.output_type == "float32":
+        return ""
+    stored = np.iinfo(artifact.output_type)
+    low, high = (artifact.output_scale * (end - artifact.output_zero_point) for end in (stored.min, stored.max))
+    return f"  values {low:.4g} to {high:.4g} in steps of {artifact.output_scale:.3g}, cut off beyond"
 
 
 if __name__ == "__main__":

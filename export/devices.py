@@ -27,9 +27,8 @@ REPORTS: dict[str, type[Any]] = {
     "android": AndroidReport,
 }
 TITLES = (
-    "top-1\n%",
     "host's\n%",
-    "same\nclass %",
+    "as\nhost %",
     "largest\ndifference",
     "check\n",
     "threads\n",
@@ -70,14 +69,16 @@ class DeviceRow:
     """When, UTC, ISO 8601."""
     samples: int
     """Photos of the bundle's sample."""
-    top1: float | None
+    metric: str
+    """What the two figures are: `top-1`, `F1` or `R2`; empty where only latency was measured."""
+    score: float | None
     """On the sample."""
-    host_top1: float | None
+    host_score: float | None
     """Of the host on the same photos."""
     agreement: float | None
-    """Share of them that both name alike."""
+    """Share of them of which both say the same."""
     max_difference: float | None
-    """Largest absolute difference of a score to the host's."""
+    """Largest absolute difference of a score to the host's; of a target, in its deviations."""
     passed: bool | None
     """Whether that is within the bundle's bounds."""
     latencies: tuple[DeviceLatency, ...]
@@ -170,8 +171,9 @@ def device_row(name: str, info: InfoReport, check: CheckReport, benchmark: Bench
         runtime=found.runtime,
         time=found.time,
         samples=len(check.photos),
-        top1=check.top1,
-        host_top1=check.host_top1,
+        metric=check.metric,
+        score=check.score,
+        host_score=check.host_score,
         agreement=check.agreement,
         max_difference=check.max_difference,
         passed=check.passed,
@@ -201,8 +203,9 @@ def android_row(name: str, report: AndroidReport) -> DeviceRow:
         runtime=f"benchmark_model {report.tool_sha256[:12]}",
         time=report.time,
         samples=0,
-        top1=None,
-        host_top1=None,
+        metric="",
+        score=None,
+        host_score=None,
         agreement=None,
         max_difference=None,
         passed=None,
@@ -223,7 +226,8 @@ def shown(rows: Sequence[DeviceRow], here: Mapping[str, DeviceLatency] | None = 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
     table.add_column("device", max_width=24, overflow="fold")
     table.add_column("scheme", no_wrap=True)
-    for title in TITLES:
+    metric = next((row.metric for row in rows if row.metric), "score")
+    for title in (f"{metric}\n%", *TITLES):
         table.add_column(title, justify="right", no_wrap=True)
     nothing = ("-",) * 5
     for scheme in dict.fromkeys(row.scheme for row in rows):
@@ -237,7 +241,7 @@ def shown(rows: Sequence[DeviceRow], here: Mapping[str, DeviceLatency] | None = 
 
 
 def _checked(row: DeviceRow) -> tuple[str, ...]:
-    shares = (row.top1, row.host_top1, row.agreement)
+    shares = (row.score, row.host_score, row.agreement)
     verdict = "PASSED" if row.passed else "FAILED"
     return (*(f"{100 * (share or 0):.2f}" for share in shares), f"{row.max_difference:.6f}", verdict)
 

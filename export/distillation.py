@@ -21,10 +21,13 @@ from edgetl.checkpoints import Checkpoint, grouped
 from edgetl.console import log, progress, quiet_tensorflow
 from edgetl.errors import ConfigError, DatasetError
 from edgetl.inputs import InputSpec
+from edgetl.outputs import OutputSpec
 from export.bridge import legacy_keras
 
 quiet_tensorflow()
 
+CLASSES = OutputSpec("classification", ())
+"""What outputs are where nothing else is said: probabilities of classes, whatever their names."""
 LEAST = 1e-7
 """Probabilities below it count as this one in distances."""
 
@@ -40,7 +43,7 @@ class Distilling:
     batch_size: int = 16
     """Photos per step."""
     label_weight: float = 0.0
-    """Share of the labels' cross-entropy in the loss, 0..1; the rest is the distance to the float model's outputs."""
+    """Share of the labels' own loss in the loss, 0..1; the rest is the distance to the float model's outputs."""
     seed: int = 0
     """Order of the photos."""
 
@@ -76,8 +79,8 @@ class Photos(Protocol):
         """Hash over which photos these are, of which content; empty where it makes no difference."""
         ...
 
-    def batches(self, epoch: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-        """Pixels [n, h, w, 3] and labels [n] in the order of one epoch, the same each time it is asked for."""
+    def batches(self, epoch: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[Any]]]:
+        """Pixels [n, h, w, 3] and labels, as `Examples.labels`, in the order of one epoch: each time the same."""
         ...
 
 
@@ -98,7 +101,7 @@ class StreamedPhotos:
         """Photos per epoch."""
         return len(self.examples)
 
-    def batches(self, epoch: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    def batches(self, epoch: int) -> Iterator[tuple[NDArray[np.uint8], NDArray[Any]]]:
         """See `Photos`; a few that can't be read are left out, and named when the epoch ends.
 
         Raises:
@@ -136,9 +139,10 @@ class Student:
     model: Any
     """tf_keras; all its trainable weights are trained, all its weights are in a checkpoint."""
     received: Callable[[Any], Any]
-    """Raw pixels, float32 tensor [n, h, w, 3] -> its probabilities, [n, k]."""
+    """Raw pixels, float32 tensor [n, h, w, 3] -> its outputs, [n, k]."""
     expected: Callable[[Any], Any]
     """The same, of the teacher."""
+    outputs: OutputSpec = CLASSES
     after_step: Callable[[], None] = lambda: None
     """Called when the weights have changed."""
 
@@ -230,12 +234,29 @@ def train(
     return tuple(losses)
 
 
-def distance(expected: Any, received: Any) -> Any:
-    """Kullback-Leibler divergence of probabilities [n, k] from those expected, [n]."""
+def distance(expected: Any, received: Any, outputs: OutputSpec = CLASSES) -> Any:
+    """How far outputs are from those expected: what the loss of their task exceeds its least value by.
+
+    Kullback-Leibler divergence, over the classes, or of each label summed; for numbers half the squared difference, in
+    deviations, summed: the same divergence of normal distributions of that deviation.
+
+    Args:
+        expected: [n, k].
+        received: [n, k].
+        outputs: what they are.
+
+    Returns:
+        [n], at least 0.
+    """
     import tensorflow as tf
 
+    if outputs.task == "regression":
+        return tf.reduce_sum(((expected - received) / tf.constant(outputs.units, tf.float32)) ** 2, axis=1) / 2
+    if outputs.task == "multi_label":
+        expected, received = (tf.stack([x, 1 - x], axis=-1) for x in (expected, received))
     expected, received = (tf.clip_by_value(x, LEAST, 1.0) for x in (expected, received))
-    return tf.reduce_sum(expected * (tf.math.log(expected) - tf.math.log(received)), axis=1)
+    divergence = expected * (tf.math.log(expected) - tf.math.log(received))
+    return tf.reduce_sum(divergence, axis=list(range(1, len(divergence.shape))))
 
 
 def _refuse_infinite(value: float, student: Student, settings: Distilling, epoch: int) -> None:
@@ -254,7 +275,7 @@ def _optimizer(settings: Distilling, photos: int) -> Any:
 def _step(student: Student, optimizer: Any, label_weight: float) -> Any:
     import tensorflow as tf
 
-    variables = student.model.trainable_variables
+    variables, outputs = student.model.trainable_variables, student.outputs
 
     @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
     def step(pixels: Any, labels: Any) -> Any:
@@ -262,10 +283,19 @@ def _step(student: Student, optimizer: Any, label_weight: float) -> Any:
         expected = student.expected(raw)
         with tf.GradientTape() as tape:
             received = student.received(raw)
-            of_label = tf.gather(received, labels, axis=1, batch_dims=1)
-            wrong = -tf.math.log(tf.maximum(of_label, LEAST))
-            loss = tf.reduce_mean((1 - label_weight) * distance(expected, received) + label_weight * wrong)
+            wrong = distance(_truth(labels, received, outputs), received, outputs)
+            away = distance(expected, received, outputs)
+            loss = tf.reduce_mean((1 - label_weight) * away + label_weight * wrong)
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         return loss
 
     return step
+
+
+def _truth(labels: Any, received: Any, outputs: OutputSpec) -> Any:
+    """What the outputs would be if the labels were all: the distance to it is the labels' own loss."""
+    import tensorflow as tf
+
+    if outputs.exclusive:
+        return tf.one_hot(labels, tf.shape(received)[1])
+    return tf.cast(labels, tf.float32)

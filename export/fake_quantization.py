@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.outputs import OutputSpec
 from export.bridge import legacy_keras, quiet_import
-from export.distillation import distance
+from export.distillation import CLASSES, distance
 from export.quantizable import AFFINE, WEIGHTED, Op, Plan, Range
 
 OUTLIERS = (0.0, 0.01, 0.02, 0.05, 0.1)
@@ -166,7 +167,11 @@ _ORDER = {"bias": 1, "beta": 1, "moving_mean": 2, "moving_variance": 3}
 
 
 def measured_ranges(
-    model: Any, plan: Plan, pixels: Range, batches: Callable[[], Iterable[NDArray[np.float32]]]
+    model: Any,
+    plan: Plan,
+    pixels: Range,
+    batches: Callable[[], Iterable[NDArray[np.float32]]],
+    outputs: OutputSpec = CLASSES,
 ) -> dict[str, Range]:
     """Choose ranges of activations on photos; see OUTLIERS.
 
@@ -175,6 +180,7 @@ def measured_ranges(
         plan: its plan.
         pixels: range of the input.
         batches: gives float32 [n, h, w, 3], as the model takes them, the same each time it is called.
+        outputs: what the model says.
 
     Returns:
         Layer -> range, for layers of `plan.quantized`.
@@ -193,7 +199,7 @@ def measured_ranges(
     @tf.function(reduce_retracing=True, autograph=False)  # type: ignore[untyped-decorator]
     def gap(images: Any, ranges: Any) -> Any:
         bounds = {name: (ranges[i, 0], ranges[i, 1]) for i, name in enumerate(plan.quantized)}
-        return tf.reduce_sum(distance(model(images, training=False), folded.within(bounds, images)))
+        return tf.reduce_sum(distance(model(images, training=False), folded.within(bounds, images), outputs))
 
     gaps = np.zeros(len(candidates))
     for images in batches():

@@ -5,7 +5,7 @@ SELECT_V2 that a switch, an input of its own, turns to the rounded or to the exa
 for all tensors, with no conversion in between.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,37 +19,46 @@ Step = tuple[float, int]
 """Scale and zero point of an int8 tensor."""
 
 
-def effects(twin: bytes, steps: dict[str, Step], images: Sequence[NDArray[np.float32]]) -> dict[str, float]:
-    """Mean absolute change of a probability, on photos, when one tensor alone is rounded to int8.
+def effects(
+    twin: bytes, steps: dict[str, Step], images: Sequence[NDArray[np.float32]], units: Sequence[float] = (1.0,)
+) -> dict[str, float]:
+    """Mean absolute change of an output, in its unit, on photos, when one tensor alone is rounded to int8.
 
-    Scores in front of a final SOFTMAX whose standard deviation is above 1 are divided by it: behind it, where
-    a model is all too sure, everything would look harmless.
+    Scores in front of a final SOFTMAX or LOGISTIC whose standard deviation is above 1 are divided by it: behind it,
+    where a model is all too sure, everything would look harmless.
 
     Args:
         twin: float .tflite.
         steps: tensor -> how it is rounded; tensors that are not named stay exact.
         images: as the twin takes them, [1, h, w, 3] each.
+        units: of the outputs, `OutputSpec.units`.
 
     Returns:
-        Tensor -> change, 0..1; for those of `steps` that an operator writes, but for the output itself.
+        Tensor -> change, of scores 0..1; for those of `steps` that an operator writes, but for the output itself.
     """
-    gated, switches, is_scores = _gated(twin, steps)
+    gated, switches, last = _gated(twin, steps)
     gates = _Gates(gated, switches)
+    activation = ACTIVATIONS.get(last)
     exact = np.concatenate([gates.outputs(image) for image in images])
-    temperature = max(1.0, float((exact - exact.mean(axis=1, keepdims=True)).std())) if is_scores else 0.0
+    centre = exact.mean(axis=1, keepdims=True) if last == "SOFTMAX" else 0.0
+    temperature = max(1.0, float((exact - centre).std()))
+
+    def finished(outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        return activation(outputs / temperature) if activation else outputs / np.asarray(units)
 
     def of(part: Sequence[NDArray[np.float32]]) -> dict[str, float]:
-        return _Gates(gated, switches).changes(part, temperature)
+        return _Gates(gated, switches).changes(part, finished)
 
     sums = in_threads("effect of each layer", of, images)
     return {name: sum(part[name] for part in sums) / len(images) for name in switches}
 
 
-def _gated(twin: bytes, steps: dict[str, Step]) -> tuple[bytes, dict[str, int], bool]:
+def _gated(twin: bytes, steps: dict[str, Step]) -> tuple[bytes, dict[str, int], str]:
     """Put the gates in.
 
     Returns:
-        The model, tensor -> index of its switch, and whether the output is scores, in front of a final SOFTMAX.
+        The model, tensor -> index of its switch, and the last operator: where it is one of ACTIVATIONS, it was taken
+        out and the outputs are those in front of it.
     """
     from ai_edge_litert import schema_py_generated as schema
 
@@ -79,13 +88,14 @@ def _gated(twin: bytes, steps: dict[str, Step]) -> tuple[bytes, dict[str, int], 
         ]
         behind[exact] = chosen
     code = model.operatorCodes[operators[-1].opcodeIndex]
-    is_scores = max(code.builtinCode, code.deprecatedBuiltinCode) == kinds.SOFTMAX
-    if is_scores:
+    last = max(code.builtinCode, code.deprecatedBuiltinCode)
+    name = next((each for each in ACTIVATIONS if getattr(kinds, each) == last), "")
+    if name:
         graph.outputs = np.array([operators.pop().inputs[0]], np.int32)
     graph.operators = operators
     graph.inputs = np.array([int(graph.inputs[0]), *switches.values()], np.int32)
     model.signatureDefs = []  # a signature would have to name the switches
-    return pack(model), switches, is_scores
+    return pack(model), switches, name
 
 
 class _Gates:
@@ -115,23 +125,31 @@ class _Gates:
         self._interpreter.invoke()
         return np.asarray(self._interpreter.get_tensor(self._last), np.float64)
 
-    def changes(self, images: Sequence[NDArray[np.float32]], temperature: float) -> dict[str, float]:
-        """Sum over photos of the mean absolute change, per tensor; 0: outputs are probabilities already."""
+    def changes(
+        self, images: Sequence[NDArray[np.float32]], finished: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    ) -> dict[str, float]:
+        """Sum over photos of the mean absolute change, per tensor, of what `finished` makes of the outputs."""
         found = dict.fromkeys(self._switches, 0.0)
         for image in images:
-            exact = _probabilities(self.outputs(image), temperature)
+            exact = finished(self.outputs(image))
             for name in self._switches:
                 self._turn(name, True)
-                found[name] += float(np.abs(_probabilities(self.outputs(), temperature) - exact).mean())
+                found[name] += float(np.abs(finished(self.outputs()) - exact).mean())
                 self._turn(name, False)
         return found
 
 
-def _probabilities(outputs: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    if not temperature:
-        return outputs
-    powers = np.exp((outputs - outputs.max(axis=-1, keepdims=True)) / temperature)
+def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def _sigmoid(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(0.5 + 0.5 * np.tanh(scores / 2))  # exp() would overflow on one side
+
+
+ACTIVATIONS = {"SOFTMAX": _softmax, "LOGISTIC": _sigmoid}
+"""Operators that make probabilities of scores."""
 
 
 def _code(model: Any, builtin: int, version: int) -> int:

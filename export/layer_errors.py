@@ -67,8 +67,8 @@ class LayerError:
     range_used: float
     """Distance of the largest from the smallest value stored, as a share of all 255 steps, 0..1; 0 for float."""
     effect: float
-    """Mean absolute change of a probability when this tensor alone is rounded; 0 for the output itself and for
-    operators without an error of their own."""
+    """Mean absolute change of an output (of a score, of a target in its deviations) when this tensor alone is rounded;
+    0 for the output itself and for operators without an error of their own."""
     readers: tuple[str, ...]
     """Operators that read it, each as `CONV_2D layer`."""
 
@@ -105,7 +105,7 @@ def layer_errors(
     totals = _totals((quantizer.exact_twin, artifact, verified), rows, photos, scale, offset)
     few = list(normalized(list(photos[:EFFECT_IMAGES]), scale, offset))
     steps = {row.tensor: row.step for row, total in zip(rows, totals, strict=True) if total.own_error}
-    changes = effects(quantizer.twin, steps, few)
+    changes = effects(quantizer.twin, steps, few, quantizer.units)
     return tuple(_described(row, total, changes.get(row.tensor, 0.0)) for row, total in zip(rows, totals, strict=True))
 
 

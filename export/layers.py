@@ -24,7 +24,7 @@ from edgetl.plots import quantization_errors
 from edgetl.rundir import open_run, write_atomic
 from export import schemes
 from export.artifacts import Artifact, find_artifacts
-from export.conversion import read_photos
+from export.conversion import read_photos, span_of
 from export.layer_errors import LayerError, layer_errors, most_harmful
 
 __all__ = ["LayerError", "layer_errors", "most_harmful"]
@@ -99,7 +99,7 @@ def main(config: Config) -> LayerReport:
 
     with progress("convert again"):
         model = keras.saving.load_model(run.model_path, compile=False)
-        quantizer = Quantizer(model, calibration)
+        quantizer = Quantizer(model, calibration, units=run.outputs.units, span=span_of(splits.train))
     tflite = (run.export_path / artifact.path).read_bytes()
     errors = layer_errors(quantizer, tflite, photos, artifact.settings.get("ranges", "min-max"))
     title = f"{config.scheme} of {run.path.name}, {len(photos)} {split} photos"
@@ -164,7 +164,8 @@ def show(report: LayerReport) -> str:
         *_table(shown),
         f"{report.scheme} on {report.photos} {report.split} photos{rest}",
         "own: what the operator adds, in steps (0.29 is rounding) and against the spread of its values; all: what has "
-        "piled up;\ncut: values beyond the range; effect: change of a probability, in points, by rounding it alone",
+        "piled up;\ncut: values beyond the range; effect: change of a score, in points, or of a value, in % of its "
+        "deviation, by\nrounding it alone",
         *textwrap.wrap(f"most worth leaving in float (mixed_int8): {' '.join(most_harmful(report.errors)[:8])}", 120),
         f"all of it: {report.folder}/{report.scheme}.layers.csv, {report.scheme}.layers.png",
     ]

@@ -1,9 +1,9 @@
 """What a .tflite file tells about itself: to libraries that read TFLite metadata, and to edgetl's own device code.
 
 For MediaPipe, the Task Library and Android Studio: a flatbuffer of metadata_schema.fbs in a buffer of the model, with
-the class names in `labels.txt` at the file's end (https://ai.google.dev/edge/litert/models/metadata). For edgetl:
-`edgetl.json` beside `labels.txt`, with the input contract and where the model comes from. Neither holds a date or a
-path, so equal models stay equal files.
+the outputs' names in `labels.txt` at the file's end (https://ai.google.dev/edge/litert/models/metadata). For edgetl:
+`edgetl.json` beside `labels.txt`, with the input contract, the outputs with all that is needed to read them, and where
+the model comes from. Neither holds a date or a path, so equal models stay equal files.
 """
 
 import io
@@ -18,6 +18,7 @@ from edgetl.backbones import registry
 from edgetl.config import from_json, to_json
 from edgetl.errors import ArtifactError, ConfigError, RunError
 from edgetl.inputs import InputSpec
+from edgetl.outputs import OutputSpec, Task
 from edgetl.rundir import CONFIG, LABELS, RunDir, installed_versions
 from export.artifacts import device_errors
 from export.device.metadata import FILE, MAX_JSON_BYTES, SCHEMA_VERSION, read_about
@@ -28,6 +29,12 @@ ENTRY = b"TFLITE_METADATA"
 """Name under which a model's list of metadata points to the buffer."""
 PIXEL_RANGE = (0, 255)
 INT8_SHIFT = 128
+SENTENCES: dict[Task, str] = {
+    "classification": "Classifies {0} into {1} classes",
+    "ordinal": "Classifies {0} into {1} classes, which have an order",
+    "multi_label": "Tells which of {1} labels are true of {0}",
+    "regression": "Estimates {1} value(s) of {0}",
+}
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,8 @@ class Description:
     name: str
     """Of the model, in a word or two."""
     description: str
-    """One sentence: what it tells apart, with which backbone, stored how."""
-    output_names: tuple[str, ...]
-    """The position is the output index."""
+    """One sentence: what it says of photos, with which backbone, stored how."""
+    outputs: OutputSpec
     inputs: InputSpec
     scheme: str
     """Row of SCHEMES."""
@@ -93,11 +99,11 @@ def describe(run: RunDir, scheme: str) -> Description:
     row = registry.BACKBONES.get(str(settings.get("backbone")))
     versions = installed_versions()
     name = row.name if row else "model"
-    size = f"{run.inputs.width}x{run.inputs.height}"
+    photos, sentence = f"RGB photos of {run.inputs.width}x{run.inputs.height} pixels", SENTENCES[run.outputs.task]
     return Description(
         name=f"{name} {scheme}",
-        description=f"Classifies RGB photos of {size} pixels into {len(run.output_names)} classes: {name}, {scheme}.",
-        output_names=run.output_names,
+        description=f"{sentence.format(photos, len(run.output_names))}: {name}, {scheme}.",
+        outputs=run.outputs,
         inputs=run.inputs,
         scheme=scheme,
         backbone=row.name if row else "",
@@ -129,19 +135,19 @@ def attach(tflite: bytes, about: Description) -> bytes:
     An int8 input is vouched for: readers will feed it pixel - 128. Check scale and zero point before.
 
     Args:
-        tflite: a model with one input, of a photo, and one output, of one score per class.
+        tflite: a model with one input, of a photo, and one output, of one number per name.
         about: the same description gives the same bytes, whatever was there before.
 
     Raises:
-        ArtifactError: not a TFLite model, or one that the description does not fit; a class without a name, or with one
-            that a file of lines can't hold.
+        ArtifactError: not a TFLite model, or one that the description does not fit; an output without a name, or with
+            one that a file of lines can't hold.
     """
-    for name in about.output_names:
+    for name in about.outputs.names:
         if name.splitlines() != [name] or "\0" in name or not _encodable(name):
-            raise ArtifactError(f"class name {name!r}: must be one line of text. Rename the class and train again")
+            raise ArtifactError(f"output name {name!r}: must be one line of text. Rename it and train again")
     model = _bare(tflite)
     tensor = _input_tensor(model, about)
-    files = {LABELS: "".join(f"{name}\n" for name in about.output_names), FILE: _json(about, tensor)}
+    files = {LABELS: "".join(f"{name}\n" for name in about.outputs.names), FILE: _json(about, tensor)}
     _add_entry(model, tables(about, tensor))
     packed = pack(model)
     return packed + _zip(files, len(packed))
@@ -214,8 +220,8 @@ def _input_tensor(model: Any, about: Description) -> InputTensor:
     taken, given = [int(side) for side in source.shape], [int(side) for side in sink.shape]
     if taken != [1, *about.inputs.shape]:
         raise ArtifactError(f"input {taken}, photos of the run {list(about.inputs.shape)}. Convert again")
-    if int(np.prod(given)) != len(about.output_names):
-        raise ArtifactError(f"output {given}: {len(about.output_names)} class names. Name every output once")
+    if int(np.prod(given)) != len(about.outputs.names):
+        raise ArtifactError(f"output {given}: {len(about.outputs.names)} names. Name every output once")
     names = {TensorType.FLOAT32: "float32", TensorType.UINT8: "uint8", TensorType.INT8: "int8"}
     if source.type not in names:
         raise ArtifactError(f"input of type {source.type} in the schema. Convert with float32, uint8 or int8 input")
@@ -240,7 +246,7 @@ def _json(about: Description, tensor: InputTensor) -> str:
     }
     text = json.dumps(parts, indent=2, ensure_ascii=False) + "\n"
     if len(text.encode()) > MAX_JSON_BYTES:
-        raise ArtifactError(f"{FILE}: more than {MAX_JSON_BYTES} bytes. Shorten the names of the classes")
+        raise ArtifactError(f"{FILE}: more than {MAX_JSON_BYTES} bytes. Shorten the names of the outputs")
     return text
 
 

@@ -13,6 +13,7 @@ import flatbuffers
 import numpy as np
 
 from edgetl.inputs import InputSpec
+from edgetl.outputs import OutputSpec, Task
 from edgetl.rundir import LABELS
 from export.device.metadata import FILE
 
@@ -60,6 +61,18 @@ COLOR_SPACE, RGB = 0, 1
 """Field of ImageProperties, member of ColorSpaceType."""
 DESCRIPTIONS, TENSOR_AXIS_LABELS = 1, 2
 """Members of AssociatedFileType."""
+NAMES: dict[Task, str] = {
+    "classification": "Names of the classes",
+    "ordinal": "Names of the classes, from low to high",
+    "multi_label": "Names of the labels",
+    "regression": "Names of the values",
+}
+OUTPUTS: dict[Task, str] = {
+    "classification": "Probability of each class.",
+    "ordinal": "Probability of each class.",
+    "multi_label": "Probability of each label, each for itself.",
+    "regression": "Values, in units of their own.",
+}
 
 
 def tables(about: "Description", tensor: "InputTensor") -> bytes:
@@ -68,7 +81,7 @@ def tables(about: "Description", tensor: "InputTensor") -> bytes:
     subgraph = build.table(
         {
             _Subgraph.INPUTS: build.tables([_image(build, about.inputs, tensor)]),
-            _Subgraph.OUTPUTS: build.tables([_probability(build)]),
+            _Subgraph.OUTPUTS: build.tables([_output(build, about.outputs)]),
         }
     )
     provenance = _file(build, FILE, "Input contract and provenance of the model, JSON.", DESCRIPTIONS)
@@ -102,17 +115,19 @@ def _image(build: "_Builder", inputs: InputSpec, tensor: "InputTensor") -> int:
     )
 
 
-def _probability(build: "_Builder") -> int:
-    labels = _file(build, LABELS, "Names of the classes, one a line, in the order of the outputs.", TENSOR_AXIS_LABELS)
-    return build.table(
-        {
-            _Tensor.NAME: build.CreateString("probability"),
-            _Tensor.DESCRIPTION: build.CreateString("Probability of each class."),
-            _Tensor.CONTENT: build.union(FEATURE_PROPERTIES, build.table({})),
-            _Tensor.STATS: build.stats(0.0, 1.0),
-            _Tensor.FILES: build.tables([labels]),
-        }
-    )
+def _output(build: "_Builder", outputs: OutputSpec) -> int:
+    """Scores carry their labels where readers look for them; values of targets are no scores, their file only tells."""
+    what, kind = ("values", DESCRIPTIONS) if outputs.task == "regression" else ("probability", TENSOR_AXIS_LABELS)
+    names = _file(build, LABELS, f"{NAMES[outputs.task]}, one a line, in the order of the outputs.", kind)
+    offsets: dict[int, int] = {
+        _Tensor.NAME: build.CreateString(what),
+        _Tensor.DESCRIPTION: build.CreateString(OUTPUTS[outputs.task]),
+        _Tensor.CONTENT: build.union(FEATURE_PROPERTIES, build.table({})),
+        _Tensor.FILES: build.tables([names]),
+    }
+    if outputs.task != "regression":
+        offsets[_Tensor.STATS] = build.stats(0.0, 1.0)
+    return build.table(offsets)
 
 
 def _file(build: "_Builder", name: str, description: str, kind: int) -> int:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from edgetl.console import progress, quiet_tensorflow, swallowed_output
 from edgetl.errors import ArtifactError, ConfigError
+from edgetl.outputs import OutputSpec
 from export import bridge, distillation, quantizable, schemes
-from export.distillation import Distilling, Photos, Record, Student, few, key_of
+from export.distillation import CLASSES, Distilling, Photos, Record, Student, few, key_of
 from export.fake_quantization import Folded, measured_ranges, weights_of, wrapped
 from export.flatbuffer import operators
 from export.normalization import integer_form
@@ -80,6 +81,8 @@ def train(
     photos: Photos,
     settings: QatSettings,
     *,
+    outputs: OutputSpec = CLASSES,
+    span: Range | None = None,
     preserve: Preserve = "",
     calibration: Sequence[NDArray[np.uint8]] | None = None,
     checkpoint: Path | None = None,
@@ -92,6 +95,8 @@ def train(
         offset: likewise.
         photos: of the training split.
         settings: epochs, rates.
+        outputs: what the model says.
+        span: values that the output must be able to tell; None where it is made of scores.
         preserve: keep weights that are zero at zero (`sparsity`), or equal weights of a layer equal (`clusters`).
         calibration: raw pixels, each [h, w, 3], that the ranges of activations are measured on; None takes the first
             photos of the training's first epoch.
@@ -113,8 +118,8 @@ def train(
             "Choose a scheme without training, or another backbone"
         )
     images = few(photos, _CHECKED_IMAGES).astype(np.float32) * np.float32(scale) + np.float32(offset)
-    bridge.check_equal(model, legacy, images)
-    return _Training(legacy, scale, offset, photos, settings, preserve, calibration).run(checkpoint)
+    bridge.check_equal(model, legacy, images, outputs.units)
+    return _Training(legacy, scale, offset, photos, settings, outputs, span, preserve, calibration).run(checkpoint)
 
 
 def to_int8(trained: Trained, io: Literal["uint8", "int8"] = "uint8") -> bytes:
@@ -145,6 +150,8 @@ def quantized(
     photos: Photos,
     settings: QatSettings,
     *,
+    outputs: OutputSpec = CLASSES,
+    span: Range | None = None,
     preserve: Preserve = "",
     calibration: Sequence[NDArray[np.uint8]] | None = None,
     checkpoint: Path | None = None,
@@ -152,9 +159,11 @@ def quantized(
     """Train a model that takes raw pixels, and convert it to integers only.
 
     Args:
-        model: raw pixels in, probabilities out; stays as it is.
+        model: raw pixels in; stays as it is.
         photos: as for `train`, like all that follows.
         settings: epochs, rates.
+        outputs: what the model says.
+        span: values that it must be able to tell.
         preserve: what a compressed model must not lose.
         calibration: raw pixels that the ranges of activations are measured on.
         checkpoint: file that is written after each epoch.
@@ -164,7 +173,16 @@ def quantized(
     """
     form, scale, offset = integer_form(model)
     trained = train(
-        form, scale, offset, photos, settings, preserve=preserve, calibration=calibration, checkpoint=checkpoint
+        form,
+        scale,
+        offset,
+        photos,
+        settings,
+        outputs=outputs,
+        span=span,
+        preserve=preserve,
+        calibration=calibration,
+        checkpoint=checkpoint,
     )
     tflite = to_int8(trained)
     return Quantized(tflite, operators(tflite))
@@ -180,19 +198,22 @@ class _Training:
         offset: float,
         photos: Photos,
         settings: QatSettings,
+        outputs: OutputSpec,
+        span: Range | None,
         preserve: Preserve,
         calibration: Sequence[NDArray[np.uint8]] | None,
     ) -> None:
         self.teacher, self.photos, self.settings, self.preserve = teacher, photos, settings, preserve
-        self.scale, self.offset, self.calibration = scale, offset, calibration
+        self.scale, self.offset, self.outputs, self.calibration = scale, offset, outputs, calibration
         self.pixels, self.zero = pixel_range(scale, offset)
         self.plain = lowered(teacher)
-        self.plan = Plan.of(self.plain)
+        self.plan = Plan.of(self.plain, span)
 
     def run(self, path: Path | None) -> Trained:
         names = [op.name for op in self.plan.ops]
         photos = (self.photos.count, self.photos.digest, self._calibration_digest())
-        key = key_of(self.teacher, self.settings, self.scale, self.offset, self.preserve, *photos, names)
+        contract = (self.outputs.task, self.outputs.units, self.plan.span)
+        key = key_of(self.teacher, self.settings, self.scale, self.offset, self.preserve, *photos, names, *contract)
         record = Record(path, key)
         measured = record.stored.state["ranges"] if record.stored else self._measured()
         ranges: dict[str, Range] = {name: (float(low), float(high)) for name, (low, high) in measured.items()}
@@ -203,6 +224,7 @@ class _Training:
             # What the device computes of a raw pixel: its zero point is a whole number.
             received=lambda raw: model((raw - float(self.zero)) * self.scale, training=False),
             expected=lambda raw: self.teacher(raw * self.scale + self.offset, training=False),
+            outputs=self.outputs,
             after_step=_Kept(model, self.preserve).restore,
         )
         losses = distillation.train(student, self.photos, self.settings, record, {"ranges": ranges})
@@ -233,7 +255,7 @@ class _Training:
                     yield (pixels.astype(np.float32) - np.float32(self.zero)) * np.float32(self.scale)
 
         with progress("measure ranges"):
-            return measured_ranges(self.plain, self.plan, self.pixels, images)
+            return measured_ranges(self.plain, self.plan, self.pixels, images, self.outputs)
 
 
 class _Kept:

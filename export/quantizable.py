@@ -160,11 +160,13 @@ class Plan:
     ops: tuple[Op, ...]
     output: str
     """Name of the last layer."""
+    span: Range | None = None
+    """Values that the last layer must be able to tell, whatever it gives on photos; None where it is made of scores."""
 
     @classmethod
-    def of(cls, model: Any) -> "Plan":
+    def of(cls, model: Any, span: Range | None = None) -> "Plan":
         """Plan a model."""
-        return cls(ops(model), model.output._keras_history.layer.name)
+        return cls(ops(model), model.output._keras_history.layer.name, span)
 
     @cached_property
     def by_name(self) -> dict[str, Op]:
@@ -230,12 +232,13 @@ class Plan:
     def quantized(self) -> tuple[str, ...]:
         """Layers behind which values are rounded: ends of chains but for those that only pass values on.
 
-        What the kernels fix at the very end (softmax) is left to them.
+        What the kernels fix at the very end (softmax, sigmoid) is left to them.
         """
         return tuple(
             chain[-1].name
             for chain in self.chains
-            if (chain[0].kind not in _SAME_RANGE or chain[0].kind in _ROUNDS) and chain[-1].name != self.output
+            if (chain[0].kind not in _SAME_RANGE or chain[0].kind in _ROUNDS)
+            and (chain[-1].name != self.output or self.group_of[self.output] not in self.fixed)
         )
 
     def ranges(self, measured: dict[str, Range], pixels: Range) -> dict[str, Range]:
@@ -245,7 +248,7 @@ class Plan:
             measured: smallest and largest value of each layer of `measured`.
             pixels: of the input.
         """
-        groups: dict[str, Range] = {}
+        groups: dict[str, Range] = {self.group_of[self.output]: self.span} if self.span else {}
         for name, (low, high) in measured.items():
             before = groups.get(self.group_of[name], (0.0, 0.0))
             groups[self.group_of[name]] = (min(before[0], low), max(before[1], high))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgetl.console import swallowed_output
 from edgetl.errors import ArtifactError, ConfigError
-from export.calibrate import Calibration
+from export.calibrate import Calibration, Range
 from export.choices import USUAL, Choices
 from export.device.interpreter import Model
 from export.flatbuffer import DEQUANTIZE, QUANTIZE, Operator, border, compact, operators, pack, unpack
@@ -28,7 +28,7 @@ from export.normalization import integer_form
 from export.rounding import STEPS, rounded_copy
 from export.saved_model import frozen_saved_model, to_tflite
 from export.schemes import Scheme
-from export.tensors import Tensors, normalized
+from export.tensors import Tensors, gap, normalized
 
 if TYPE_CHECKING:
     import keras
@@ -38,7 +38,8 @@ ROUNDING_IMAGES = 64
 CHECKED_IMAGES = 8
 """Calibration photos on which artifacts are compared with Keras."""
 FLOAT_TOLERANCE = 1e-4
-"""Largest difference of a probability between Keras and a float form of it; other kernels sum in another order."""
+"""Largest difference of an output, in its unit, between Keras and a float form of it; other kernels sum in another
+order."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,28 @@ class Quantized:
 class Quantizer:
     """One Keras model and calibration photos; what several schemes need is computed once."""
 
-    def __init__(self, model: "keras.Model", photos: Sequence[NDArray[np.uint8]], *, rounding: bool = True) -> None:
+    def __init__(
+        self,
+        model: "keras.Model",
+        photos: Sequence[NDArray[np.uint8]],
+        *,
+        units: Sequence[float] = (1.0,),
+        span: Range | None = None,
+        rounding: bool = True,
+    ) -> None:
         """Remember what to quantize.
 
         Args:
-            model: raw pixels in, probabilities out; stays as it is.
+            model: raw pixels in; stays as it is.
             photos: of the training split, uint8 [h, w, 3].
+            units: of the outputs, `OutputSpec.units`.
+            span: values that an integer output must be able to tell; None where it is made of scores.
             rounding: whether integer weights are rounded so that errors cancel (`export.rounding`), or each to the
                 nearest step, which keeps clusters together.
         """
         self.model = model
         self.photos = photos
+        self.units, self._span = units, span
         self._rounding = rounding
         self._annotated: dict[str, bytes] = {}
 
@@ -86,7 +98,7 @@ class Quantizer:
             few = np.stack(self.photos[: CHECKED_IMAGES if scheme.io == "float32" else 1])
             received = Model(tflite).predict_batch(few)
             if scheme.weights == "float32":
-                check_equal(self.model, few.astype(np.float32), received)
+                check_equal(self.model, few.astype(np.float32), received, self.units)
             if not np.isfinite(received).all():
                 raise ArtifactError(f"{scheme.name}: outputs are not finite (NaN or infinity). Nothing was written")
         return Quantized(tflite, found)
@@ -96,7 +108,7 @@ class Quantizer:
         model, scale, offset = integer_form(self.model)
         few = self.photos[:CHECKED_IMAGES]
         expected = np.asarray(model(np.concatenate(list(normalized(few, scale, offset))), training=False))
-        check_equal(self.model, np.stack(few).astype(np.float32), expected)
+        check_equal(self.model, np.stack(few).astype(np.float32), expected, self.units)
         return model, scale, offset
 
     @cached_property
@@ -120,14 +132,14 @@ class Quantizer:
         with frozen_saved_model(model) as saved_model:
             tflite = to_tflite(saved_model)
         images = np.concatenate(list(normalized(self.photos[:CHECKED_IMAGES], scale, offset)))
-        check_equal(model, images, Tensors(tflite).outputs(images))
+        check_equal(model, images, Tensors(tflite).outputs(images), self.units)
         return tflite
 
     @cached_property
     def calibration(self) -> Calibration:
         """What the activations of the twin are."""
         _, scale, offset = self.prepared
-        return Calibration(self.twin, self.photos, scale, offset)
+        return Calibration(self.twin, self.photos, scale, offset, self._span)
 
     def annotated(self, ranges: str) -> bytes:
         """The twin with ranges, for TensorFlow's quantizer."""
@@ -290,17 +302,25 @@ def _check_float_part(found: tuple[Operator, ...], wanted: set[str]) -> None:
         raise ArtifactError(f"mixed_int8: {', '.join(strange)} in floating point as well. Name other layers")
 
 
-def check_equal(model: "keras.Model", images: NDArray[np.float32], received: NDArray[np.float32]) -> None:
+def check_equal(
+    model: "keras.Model",
+    images: NDArray[np.float32],
+    received: NDArray[np.float32],
+    units: Sequence[float] = (1.0,),
+) -> None:
     """Refuse a float form whose outputs differ from those of the Keras model.
 
     Args:
         model: the Keras model.
         images: as the model takes them, [n, h, w, 3].
         received: what its float form gave for them, [n, k].
+        units: of the outputs, `OutputSpec.units`.
 
     Raises:
         ArtifactError: not finite, or further apart than FLOAT_TOLERANCE.
     """
-    gap = float(np.abs(np.asarray(model(images, training=False)) - received).max())
-    if not gap <= FLOAT_TOLERANCE:
-        raise ArtifactError(f"float32: outputs differ from Keras by {gap:.3g}, allowed {FLOAT_TOLERANCE}. Not written")
+    apart = gap(np.asarray(model(images, training=False)), received, units)
+    if not apart <= FLOAT_TOLERANCE:
+        raise ArtifactError(
+            f"float32: outputs differ from Keras by {apart:.3g}, allowed {FLOAT_TOLERANCE}. Not written"
+        )

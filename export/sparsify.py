@@ -6,7 +6,7 @@ the kernels that ship: every weight is still stored. What shrinks is the compres
 (`artifacts.gzip_size_bytes`), and it does so after every scheme of `export.quantize`.
 
 Convolutions and dense layers are compressed, but for the first, the last and depthwise ones: these hold few weights and
-bear it badly. Training is that of `export.distillation`: towards the probabilities of the float model.
+bear it badly. Training is that of `export.distillation`: towards the outputs of the float model.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from edgetl.backbones.build import NORMALIZE_LAYER
 from edgetl.console import log, quiet_tensorflow
 from edgetl.errors import ArtifactError, ConfigError
+from edgetl.outputs import OutputSpec
 from export import bridge
-from export.distillation import Distilling, Photos, Record, Student, few, key_of, train
+from export.distillation import CLASSES, Distilling, Photos, Record, Student, few, key_of, train
 
 quiet_tensorflow()
 
@@ -71,14 +72,20 @@ class ClusteringSettings(Distilling):
 
 
 def pruned(
-    model: "keras.Model", photos: Photos, settings: PruningSettings, *, checkpoint: Path | None = None
+    model: "keras.Model",
+    photos: Photos,
+    settings: PruningSettings,
+    *,
+    outputs: OutputSpec = CLASSES,
+    checkpoint: Path | None = None,
 ) -> "keras.Model":
     """Train the smallest weights of a model away.
 
     Args:
-        model: raw pixels in, probabilities out; stays as it is.
+        model: raw pixels in; stays as it is.
         photos: of the training split.
         settings: epochs, rates, share of zeros.
+        outputs: what the model says.
         checkpoint: file that is written after each epoch. One of the same training is gone on from, or, when that
             was finished, is the result; any other is written over.
 
@@ -91,7 +98,7 @@ def pruned(
         DatasetError: no photo can be read; or what `Photos.batches` raises.
     """
     settings.refuse()
-    teacher = _teacher(model, photos)
+    teacher = _teacher(model, photos, outputs)
     steps = max(int(settings.steps(photos.count) * _RAMP), 1)
     every = -(-steps // _MASK_UPDATES)
     end = max(steps // every * every, 1)
@@ -101,7 +108,7 @@ def pruned(
         teacher, compressible(teacher), lambda layer: tfmot.prune_low_magnitude(layer, pruning_schedule=schedule)
     )
     after_step = _pruning_step(wrappers)
-    _train("pruning", student, teacher, photos, settings, checkpoint, after_step)
+    _train("pruning", student, teacher, photos, settings, outputs, checkpoint, after_step)
     for wrapper in wrappers:  # photos that can't be read are steps that were not made
         wrapper.pruning_step.assign(end - 1)
     after_step()
@@ -118,7 +125,12 @@ def pruned(
 
 
 def clustered(
-    model: "keras.Model", photos: Photos, settings: ClusteringSettings, *, checkpoint: Path | None = None
+    model: "keras.Model",
+    photos: Photos,
+    settings: ClusteringSettings,
+    *,
+    outputs: OutputSpec = CLASSES,
+    checkpoint: Path | None = None,
 ) -> "keras.Model":
     """Let each kernel of a model have few distinct values, and train these values and who belongs to which.
 
@@ -129,9 +141,10 @@ def clustered(
     model's outputs 0.011 instead of 0.018 without this step, 2 % less in the gzip.
 
     Args:
-        model: raw pixels in, probabilities out; stays as it is.
+        model: raw pixels in; stays as it is.
         photos: of the training split.
         settings: epochs, rates, number of values.
+        outputs: as for `pruned`.
         checkpoint: as for `pruned`.
 
     Returns:
@@ -143,7 +156,7 @@ def clustered(
         DatasetError: no photo can be read; or what `Photos.batches` raises.
     """
     settings.refuse()
-    teacher = _teacher(model, photos)
+    teacher = _teacher(model, photos, outputs)
     _equalize(teacher, compressible(teacher))
     names = tuple(name for name in compressible(teacher) if _kernel(teacher, name).size > settings.clusters)
     tfmot = bridge.quiet_import("tensorflow_model_optimization").clustering.keras
@@ -153,7 +166,7 @@ def clustered(
     )
     for name, wrapper in zip(names, wrappers, strict=True):
         wrapper.cluster_centroids["kernel"].assign(nearest_values(_kernel(teacher, name), settings.clusters))
-    _train("clustering", student, teacher, photos, settings, checkpoint)
+    _train("clustering", student, teacher, photos, settings, outputs, checkpoint)
     stripped = tfmot.strip_clustering(student)
     for name in names:
         if (found := len(np.unique(_kernel(stripped, name)))) > settings.clusters:
@@ -195,10 +208,10 @@ def nearest_values(kernel: NDArray[np.float32], count: int) -> NDArray[np.float3
     return values.astype(np.float32)
 
 
-def _teacher(model: "keras.Model", photos: Photos) -> Any:
+def _teacher(model: "keras.Model", photos: Photos, outputs: OutputSpec) -> Any:
     """The model in tf_keras, checked on photos; normalization is part of it, and learns nothing."""
     legacy = bridge.rebuilt(model)
-    bridge.check_equal(model, legacy, few(photos, _CHECKED_IMAGES).astype(np.float32))
+    bridge.check_equal(model, legacy, few(photos, _CHECKED_IMAGES).astype(np.float32), outputs.units)
     for layer in legacy.layers:
         if layer.name == NORMALIZE_LAYER:
             layer.trainable = False
@@ -247,12 +260,14 @@ def _train(
     teacher: Any,
     photos: Photos,
     settings: Distilling,
+    outputs: OutputSpec,
     checkpoint: Path | None,
     after_step: Callable[[], None] = lambda: None,
 ) -> None:
     received, expected = (lambda raw, m=each: m(raw, training=False) for each in (student, teacher))
-    record = Record(checkpoint, key_of(teacher, settings, title, photos.count, photos.digest))
-    train(Student(title, student, received, expected, after_step), photos, settings, record)
+    contract = (outputs.task, outputs.units)
+    record = Record(checkpoint, key_of(teacher, settings, title, photos.count, photos.digest, *contract))
+    train(Student(title, student, received, expected, outputs, after_step), photos, settings, record)
 
 
 def _equalize(legacy: Any, names: tuple[str, ...]) -> None:

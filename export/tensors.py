@@ -68,6 +68,20 @@ class Tensors:
         return np.concatenate([np.array(dict(self.run(image[None]))[last], np.float32) for image in images])
 
 
+def gap(expected: NDArray[np.float32], received: NDArray[np.float32], units: Sequence[float]) -> float:
+    """Largest difference of outputs [n, k], in units.
+
+    Of targets far from zero (years, say) float32 holds fewer digits behind the point: beyond 100 units differences
+    count against the value itself.
+
+    Args:
+        expected: of one form of a model.
+        received: of another one.
+        units: `OutputSpec.units`: one for each output, or one for all.
+    """
+    return float((np.abs(expected - received) / np.maximum(units, np.abs(expected) / 100)).max())
+
+
 def normalized(photos: Sequence[NDArray[np.uint8]], scale: float, offset: float) -> Iterator[NDArray[np.float32]]:
     """Photos, uint8 [h, w, 3], as a float model takes them whose normalization was cut off: float32 [1, h, w, 3]."""
     for pixels in photos:

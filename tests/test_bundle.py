@@ -17,6 +17,7 @@ from edgetl.rundir import RunDir, sha256_of
 from export import bundle, convert, device_app, evaluate
 from export.device.contents import read_bundle, read_sample
 from export.device.interpreter import Model
+from export.device.outputs import Outputs
 from export.device.preprocess import read
 from export.sample import REFERENCE_PHOTOS
 
@@ -39,11 +40,12 @@ def test_what_the_device_reads_is_what_was_made(made: bundle.Made, finished_run:
     found = read_bundle(made.path)
     assert found == made.bundle
     assert found.sha256 == sha256_of(finished_run.export_path / "int8.tflite") == sha256_of(made.path / "int8.tflite")
-    assert found.output_names == tuple((made.path / "labels.txt").read_text().splitlines()) == finished_run.output_names
+    assert found.outputs == Outputs(**vars(finished_run.outputs))
+    assert found.outputs.names == tuple((made.path / "labels.txt").read_text().splitlines())
     evaluation = json.loads((finished_run.export_path / "evaluation.json").read_bytes())
     (scores,) = (each for each in evaluation["artifacts"] if each["scheme"] == "int8")
-    assert found.host.top1 == scores["scores"]["top1"]
-    assert found.float32.top1 == evaluation["keras"]["top1"]
+    assert found.host.value == scores["scores"]["top1"]
+    assert found.float32.value == evaluation["keras"]["top1"]
     assert found.latency is not None
     assert found.latency.median_ms > 0
 
@@ -52,11 +54,11 @@ def test_sample_holds_photos_of_every_class_and_what_the_host_says(made: bundle.
     sample = read_sample(made.path)
     test = {example.id: example for example in finished_run.splits().test}
     assert len(sample.photos) == 7
-    assert {photo.label for photo in sample.photos} == {0, 1, 2}
+    assert {photo.truth for photo in sample.photos} == {(1, 0, 0), (0, 1, 0), (0, 0, 1)}
     model, reference = Model(made.path / "int8.tflite"), Model(made.path / "int8.tflite", kernels="reference")
     for photo in sample.photos:
         assert (made.path / photo.path).read_bytes() == test[photo.id].path.read_bytes()
-        assert photo.label == test[photo.id].label
+        assert photo.truth.index(1) == test[photo.id].label
         pixels = read(made.path / photo.path, made.bundle.inputs)
         np.testing.assert_array_equal(model.predict(pixels), np.float32(photo.scores))
         if photo.reference_scores:
@@ -159,7 +161,7 @@ def test_a_link_is_followed(made: bundle.Made, finished_run: RunDir, tmp_path: P
 
 def test_every_class_is_in_the_sample_however_few_photos_are_asked_for(finished_run: RunDir, tmp_path: Path) -> None:
     bundle.main(bundle.Config(finished_run.path, out=tmp_path / "few", photos=1, web=False))
-    assert {photo.label for photo in read_sample(tmp_path / "few").photos} == {0, 1, 2}
+    assert {photo.truth for photo in read_sample(tmp_path / "few").photos} == {(1, 0, 0), (0, 1, 0), (0, 0, 1)}
 
 
 def test_a_scheme_that_browsers_do_not_take_has_no_page(run_copy: RunDir) -> None:
@@ -212,7 +214,7 @@ def test_command_shows_what_to_do_next(finished_run: RunDir, tmp_path: Path) -> 
     line = [sys.executable, "-m", "export.bundle", str(finished_run.path), "--out", str(tmp_path / "b"), "--no-web"]
     done = subprocess.run([*line, "--photos", "3"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "python3 edgetl-device.pyz info | classify PHOTO ... | check | benchmark" in done.stdout
+    assert "python3 edgetl-device.pyz info | predict PHOTO ... | check | benchmark" in done.stdout
     done = subprocess.run([*line, "--photo", "3"], capture_output=True, text=True, check=False)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "--photos" in done.stderr

@@ -11,6 +11,7 @@ from photos import make_photo
 
 from edgetl.console import swallowed_output
 from edgetl.errors import ArtifactError, ConfigError
+from edgetl.outputs import OutputSpec
 from export import metadata, schemes
 from export.calibrate import BINS, METHODS, Calibration, least_squares, percentile
 from export.choices import Choices, refuse_choices
@@ -58,7 +59,9 @@ def readable(tflite: bytes, run_scheme: str = "int8_io8") -> Model:
     """An int8 input is taken only from a file that says how pixels become int8."""
     from edgetl.inputs import ImageInput
 
-    about = metadata.Description("net", "test", ("a", "b", "c"), ImageInput(SIDE, SIDE), run_scheme)
+    about = metadata.Description(
+        "net", "test", OutputSpec("classification", ("a", "b", "c")), ImageInput(SIDE, SIDE), run_scheme
+    )
     return Model(metadata.attach(tflite, about))
 
 

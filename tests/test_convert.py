@@ -180,7 +180,7 @@ def test_artifact_json_describes_the_file(finished_run: RunDir) -> None:
             model.input.scale,
             model.input.zero_point,
         )
-        assert artifact.output_names == ("cat", "dog", "owl")
+        assert artifact.outputs.names == ("cat", "dog", "owl")
         assert artifact.operators == len(operators(path.read_bytes()))
         assert artifact.run_sha256 == run_sha256
         assert artifact.versions["tensorflow"]
@@ -463,4 +463,4 @@ def test_scheme_rows_are_named_by_their_key() -> None:
 
 def test_artifact_json_has_no_surprises(finished_run: RunDir) -> None:
     keys = set(json.loads((finished_run.export_path / "int8.json").read_bytes()))
-    assert keys >= {"scheme", "path", "sha256", "size_bytes", "inputs", "output_names", "calibration", "schema_version"}
+    assert keys >= {"scheme", "path", "sha256", "size_bytes", "inputs", "outputs", "calibration", "schema_version"}

@@ -17,11 +17,12 @@ from edgetl.errors import ConfigError
 from export.device import benchmark
 from export.device.benchmark import BenchmarkReport, default_threads, shown
 from export.device.cli import main
-from export.device.contents import Accuracy, Bundle
+from export.device.contents import Bundle, Figure
 from export.device.energy import Energy
 from export.device.host import Host
 from export.device.latency import LatencyReport, Subject, measure
 from export.device.outcome import Circumstances
+from export.device.outputs import Outputs
 from export.device.telemetry import Memory, Surroundings, Telemetry
 
 MB = 1_000_000
@@ -66,7 +67,7 @@ def report(
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    content, score = mean("uint8"), Accuracy(0.8, 0.7, 0.9, 100)
+    content, score = mean("uint8"), Figure("top-1", 0.8, 0.7, 0.9, 100)
     (tmp_path / "int8.tflite").write_bytes(content)
     said = Bundle(
         scheme="int8",
@@ -77,7 +78,10 @@ def bundle(tmp_path: Path) -> Path:
         input_type="uint8",
         input_scale=1.0,
         input_zero_point=0,
-        output_names=("a", "b", "c"),
+        outputs=Outputs("classification", ("a", "b", "c"), (), ()),
+        output_type="uint8",
+        output_scale=1.0,
+        output_zero_point=0,
         float32=score,
         host=score,
         latency=None,

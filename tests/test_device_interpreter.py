@@ -173,7 +173,7 @@ def test_a_model_that_says_nothing_has_no_output_names() -> None:
 @pytest.mark.parametrize("io", ["float32", "uint8", "int8"])
 def test_what_a_model_says_is_read_and_changes_no_score(io: str) -> None:
     model = Model(with_json(tiny(io), 128 if io == "int8" else 0, scheme="some"))
-    assert model.output_names == tuple(ABOUT["output_names"])
+    assert model.output_names == tuple(ABOUT["outputs"]["names"])
     assert model.about is not None
     assert model.about.inputs == {"kind": "image", "height": SIDE, "width": SIDE, "resize": "stretch"}
     assert model.about.everything["scheme"] == "some"
@@ -201,8 +201,8 @@ def test_a_shift_that_does_not_belong_to_the_input_is_refused(io: str, shift: in
 
 
 def test_class_names_of_another_model_are_refused() -> None:
-    with pytest.raises(DeviceError, match="names 2 classes, the output has 4 scores"):
-        Model(with_json(tiny(), output_names=["a", "b"]))
+    with pytest.raises(DeviceError, match=r"has 2 names \(classification\), the output has 4 numbers"):
+        Model(with_json(tiny(), outputs={**ABOUT["outputs"], "names": ["a", "b"]}))
 
 
 @pytest.mark.parametrize("settings", [{"threads": 0}, {"kernels": "fast"}])

@@ -17,13 +17,13 @@ from tiny_tflite import with_json
 from edgetl.config import from_json
 from edgetl.rundir import RunDir
 from export import bundle
-from export.device import check, classify
+from export.device import check, predict
 from export.device.check import CheckReport
-from export.device.classify import ClassifyReport
 from export.device.contents import read_bundle
 from export.device.errors import DeviceError
 from export.device.info import InfoReport
 from export.device.interpreter import Model
+from export.device.predict import PredictReport
 from export.sample import REFERENCE_PHOTOS
 
 BLOCKED = ("tensorflow", "keras", "tf_keras", "edgetl", "export", "scipy", "pydantic", "rich")
@@ -101,23 +101,23 @@ def test_info_takes_little_memory(shipped: Path, tmp_path: Path) -> None:
     assert 5 < float(done.stdout) < 60, "MB, as promised"
 
 
-def test_classify(shipped: Path, tmp_path: Path) -> None:
+def test_predict(shipped: Path, tmp_path: Path) -> None:
     photos = sorted((shipped / "sample/photos").iterdir())
-    done = call(shipped, "classify", *map(str, photos), "--top", "2", "--json", str(tmp_path / "c.json"))
+    done = call(shipped, "predict", *map(str, photos), "--top", "2", "--json", str(tmp_path / "c.json"))
     assert done.returncode == 0, done.stderr
-    report = from_json(ClassifyReport, (tmp_path / "c.json").read_bytes())
+    report = from_json(PredictReport, (tmp_path / "c.json").read_bytes())
     sample = json.loads((shipped / "sample/expected.json").read_bytes())["photos"]
-    names = read_bundle(shipped).output_names
+    names = read_bundle(shipped).outputs.names
     for found, expected in zip(report.photos, sample, strict=True):
         assert [found.scores[name] for name in names] == expected["scores"]
-        assert found.label == names[int(np.argmax(expected["scores"]))]
-        assert found.label in done.stdout
+        assert set(found.said) == {names[int(np.argmax(expected["scores"]))]}
+        assert set(found.said) <= set(done.stdout.split())
     assert report.circumstances.sha256 == read_bundle(shipped).sha256
 
 
-def test_classify_a_frame_without_pillow(shipped: Path, tmp_path: Path) -> None:
+def test_predict_a_frame_without_pillow(shipped: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "frame.npy", np.zeros((48, 64, 3), np.uint8))
-    words = ("classify", str(tmp_path / "frame.npy"), "--json", str(tmp_path / "c.json"))
+    words = ("predict", str(tmp_path / "frame.npy"), "--json", str(tmp_path / "c.json"))
     assert call(shipped, *words, blocked=(*BLOCKED, "PIL")).returncode == 0
     assert "pip install pillow" in refused(shipped, "check", blocked=(*BLOCKED, "PIL"))
 
@@ -171,18 +171,18 @@ def test_bad_words(shipped: Path, tmp_path: Path) -> None:
     assert "COMMAND" in refused(shipped)
     assert "invalid choice: 'chek'" in refused(shipped, "chek")
     assert "--kernel5" in refused(shipped, "check", "--kernel5", "xnnpack")
-    assert "text.jpg: not a photo" in refused(shipped, "classify", photo, str(tmp_path / "text.jpg"))
-    assert "none.jpg: No such file" in refused(shipped, "classify", str(tmp_path / "none.jpg"))
-    assert "--top 0" in refused(shipped, "classify", photo, "--top", "0")
+    assert "text.jpg: not a photo" in refused(shipped, "predict", photo, str(tmp_path / "text.jpg"))
+    assert "none.jpg: No such file" in refused(shipped, "predict", str(tmp_path / "none.jpg"))
+    assert "--top 0" in refused(shipped, "predict", photo, "--top", "0")
     np.save(tmp_path / "huge.npy", np.zeros((2, 2, 3), np.uint8))
     header = (tmp_path / "huge.npy").read_bytes().replace(b"(2, 2, 3)", b"(9999999, 9999999, 3)")
     (tmp_path / "huge.npy").write_bytes(header)
     (tmp_path / "zip.NPY").write_bytes(b"PK\3\4 no archive")
-    assert "huge.npy: not a .npy file" in refused(shipped, "classify", str(tmp_path / "huge.npy"))
-    assert "zip.NPY: not a .npy file" in refused(shipped, "classify", str(tmp_path / "zip.NPY"))
-    assert "threads=3000000000" in refused(shipped, "classify", photo, "--threads", "3000000000")
+    assert "huge.npy: not a .npy file" in refused(shipped, "predict", str(tmp_path / "huge.npy"))
+    assert "zip.NPY: not a .npy file" in refused(shipped, "predict", str(tmp_path / "zip.NPY"))
+    assert "threads=3000000000" in refused(shipped, "predict", photo, "--threads", "3000000000")
     assert "is a directory" in refused(shipped, "info", "--json", "/")
-    assert "threads=0" in refused(shipped, "classify", photo, "--threads", "0")
+    assert "threads=0" in refused(shipped, "predict", photo, "--threads", "0")
     assert "bundle.json: not found" in refused(shipped, "info", "--bundle", str(tmp_path))
     (tmp_path / "file").write_text("")
     assert "with --json" in refused(shipped, "info", "--json", str(tmp_path / "file/info.json"))
@@ -200,10 +200,10 @@ def damage(folder: Path, what: str) -> None:
         model.unlink()
     else:
         changed = {
-            "version": {"schema_version": 2},
+            "version": {"schema_version": 3},
             "type": {"size_bytes": "many"},
             "unknown": {"more": 1},
-            "names": {"output_names": ["a", "a", "b"]},
+            "names": {"outputs": {**said["outputs"], "names": ["a", "a", "b"]}},
             "size": {"inputs": {"kind": "image", "height": 64.5, "width": 64, "resize": "stretch"}},
         }
         about.write_text("{" if what == "no JSON" else json.dumps(said | changed[what]))
@@ -215,10 +215,10 @@ def damage(folder: Path, what: str) -> None:
         ("truncated", "expected sha256"),
         ("foreign", "expected sha256"),
         ("gone", "No such file"),
-        ("version", "schema_version 2, this program reads 1"),
+        ("version", "schema_version 3, this program reads 2"),
         ("type", "size_bytes: expected int, received 'many'"),
         ("unknown", "missing or unknown ['more']"),
-        ("names", "output_names are missing or not distinct"),
+        ("names", "outputs.names are not distinct"),
         ("size", "height and width must be whole numbers"),
         ("no JSON", "can't be used"),
     ],
@@ -248,10 +248,10 @@ def test_sample_can_not_point_out_of_the_bundle(own: Path) -> None:
 
 def test_names_of_other_classes_are_refused(own: Path) -> None:
     about = json.loads((own / "bundle.json").read_bytes())
-    about["output_names"] = about["output_names"][:2]
+    about["outputs"]["names"] = about["outputs"]["names"][:2]
     (own / "bundle.json").write_text(json.dumps(about))
     photo = str(next((own / "sample/photos").iterdir()))
-    assert "names 2 classes, not those of int8.tflite" in refused(own, "classify", photo)
+    assert "has other names than int8.tflite" in refused(own, "predict", photo)
 
 
 def test_report_goes_through_a_pipe_and_the_pipe_stays(shipped: Path, tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_scores_that_are_not_numbers_never_pass(shipped: Path, monkeypatch: pyte
         check.run(bundled, shipped, argparse.Namespace(threads=1, kernels="xnnpack"))
     photo = next((shipped / "sample/photos").iterdir())
     with pytest.raises(DeviceError, match="scores that are not numbers"):
-        classify.run(bundled, shipped, argparse.Namespace(photos=[photo], top=1, threads=1))
+        predict.run(bundled, shipped, argparse.Namespace(photos=[photo], top=1, threads=1))
 
 
 def test_ctrl_c_ends_in_one_line(shipped: Path, tmp_path: Path) -> None:

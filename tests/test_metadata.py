@@ -20,6 +20,7 @@ from edgetl.backbones.registry import BACKBONES
 from edgetl.config import to_json
 from edgetl.errors import ArtifactError, EdgetlError, RunError
 from edgetl.inputs import ImageInput
+from edgetl.outputs import OutputSpec
 from edgetl.rundir import MODEL, Manifest, RunDir
 from export.device.errors import DeviceError
 from export.device.interpreter import Model
@@ -30,7 +31,7 @@ from export.metadata import Description, attach, describe, read, strip
 ABOUT_MEAN = Description(
     name="Mean float32",
     description="Tells the channels apart.",
-    output_names=("red", "grün", "青"),
+    outputs=OutputSpec("classification", ("red", "grün", "青")),
     inputs=ImageInput(SIDE, SIDE, "pad"),
     scheme="float32",
     backbone="Mean",
@@ -40,7 +41,9 @@ ABOUT_MEAN = Description(
     run_sha256="ab" * 32,
     versions={"edgetl": "0.1.0", "numpy": "2.0"},
 )
-OTHER = dataclasses.replace(ABOUT_MEAN, name="Another", output_names=("a", "b", "c"), licence="", versions={})
+ABC = OutputSpec("classification", ("a", "b", "c"))
+OTHER = dataclasses.replace(ABOUT_MEAN, name="Another", outputs=ABC, licence="", versions={})
+
 
 # --- a reader of its own: positions of metadata_schema.fbs as numbers, none taken from the code under test -------
 
@@ -108,7 +111,7 @@ def test_own_reader_gets_back_what_was_attached() -> None:
     assert read(written) == ABOUT_MEAN
     assert read(mean()) is None
     assert read(with_files(mean(), {"labels.txt": b"of others\n"})) is None
-    least = Description("", "", ("a", "b", "c"), ImageInput(SIDE, SIDE), "float32")
+    least = Description("", "", ABC, ImageInput(SIDE, SIDE), "float32")
     assert read(attach(mean(), least)) == least
 
 
@@ -178,9 +181,9 @@ def test_zip_is_what_other_readers_need() -> None:
     assert list(files) == ["labels.txt", "edgetl.json"]
     assert files["labels.txt"].decode() == "red\ngrün\n青\n"
     about = json.loads(files["edgetl.json"])
-    assert about["schema_version"] == 1
+    assert about["schema_version"] == 2
     assert about["inputs"] == {"height": SIDE, "width": SIDE, "resize": "pad", "kind": "image"}
-    assert about["output_names"] == ["red", "grün", "青"]
+    assert about["outputs"]["names"] == ["red", "grün", "青"]
     assert (about["run_sha256"], about["versions"]) == ("ab" * 32, ABOUT_MEAN.versions)
     with zipfile.ZipFile(io.BytesIO(written)) as archive:
         for member in archive.infolist():
@@ -241,14 +244,14 @@ def test_entries_of_other_tools_survive_in_any_order() -> None:
 @pytest.mark.parametrize("io", ["float32", "uint8", "int8"])
 def test_no_bit_of_the_scores_changes(io: str, kernels: Any) -> None:
     photos = pixels(20)
-    about = {"output_names": list(ABOUT_MEAN.output_names)}
+    about = {"outputs": json.loads(to_json(ABOUT_MEAN.outputs))}
     plain = Model(with_json(mean(io, zero_point=-128 if io == "int8" else 0), 128 * (io == "int8"), **about))
     before = Model(plain.content, kernels=kernels).predict_batch(photos)
     model = Model(attach(plain.content, ABOUT_MEAN), kernels=kernels)
     np.testing.assert_array_equal(model.predict_batch(photos), before)
     # Half a step of the integer output, or the rounding of float32 sums.
     np.testing.assert_allclose(before, photos.mean((1, 2)), atol=1e-3 if io == "float32" else 0.51)
-    assert model.output_names == ABOUT_MEAN.output_names
+    assert model.output_names == ABOUT_MEAN.outputs.names
     assert model.about is not None and model.about.inputs["resize"] == "pad"
 
 
@@ -258,25 +261,25 @@ def test_no_bit_of_the_scores_changes(io: str, kernels: Any) -> None:
 @pytest.mark.parametrize("name", ["", "two\nlines", "end\n", "carriage\r", "x\u2028y", "nul\0", "half \ud800"])
 def test_class_names_that_a_file_of_lines_cannot_hold(name: str) -> None:
     with pytest.raises(ArtifactError) as caught:
-        attach(mean(), dataclasses.replace(ABOUT_MEAN, output_names=("a", name, "b")))
-    assert f"class name {name!r}: must be one line" in str(caught.value)
+        attach(mean(), dataclasses.replace(ABOUT_MEAN, outputs=OutputSpec("classification", ("a", name, "b"))))
+    assert f"output name {name!r}: must be one line" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_equal_class_names_and_odd_ones_are_kept() -> None:
-    odd = dataclasses.replace(ABOUT_MEAN, output_names=("same", "same", " '\",{}\t🦆"))
+    odd = dataclasses.replace(ABOUT_MEAN, outputs=OutputSpec("classification", ("same", "same", " '\",{}\t🦆")))
     written = attach(mean(), odd)
     assert read(written) == odd
     assert zipped(written)["labels.txt"].decode() == "same\nsame\n '\",{}\t🦆\n"
-    assert Model(written).output_names == odd.output_names
+    assert Model(written).output_names == odd.outputs.names
 
 
 def test_models_that_the_description_does_not_fit() -> None:
     with pytest.raises(ArtifactError, match=r"input \[1, 12, 12, 3\], photos of the run \[13, 12, 3\]"):
         attach(mean(), dataclasses.replace(ABOUT_MEAN, inputs=ImageInput(SIDE + 1, SIDE)))
     for names in ((), ("a", "b")):
-        with pytest.raises(ArtifactError, match=rf"output \[1, 3\]: {len(names)} class names"):
-            attach(mean(), dataclasses.replace(ABOUT_MEAN, output_names=names))
+        with pytest.raises(ArtifactError, match=rf"output \[1, 3\]: {len(names)} names"):
+            attach(mean(), dataclasses.replace(ABOUT_MEAN, outputs=OutputSpec("classification", names)))
     with pytest.raises(ArtifactError, match="Convert with float32, uint8 or int8 input"):
         attach(mean("int16"), ABOUT_MEAN)
     with pytest.raises(ArtifactError, match="not a TFLite model"):
@@ -289,7 +292,9 @@ def test_models_that_the_description_does_not_fit() -> None:
 
 def test_descriptions_too_long_for_devices_are_not_written() -> None:
     many = 2000
-    about = dataclasses.replace(ABOUT_MEAN, output_names=tuple(f"{number:0500d}" for number in range(many)))
+    about = dataclasses.replace(
+        ABOUT_MEAN, outputs=OutputSpec("classification", tuple(f"{number:0500d}" for number in range(many)))
+    )
     assert read(attach(mean(classes=many), about)) == about
     with pytest.raises(ArtifactError, match=f"more than {MAX_JSON_BYTES} bytes"):
         attach(mean(classes=many), dataclasses.replace(about, author="x" * 100_000))
@@ -303,7 +308,7 @@ def a_run(path: Path, config: str | None) -> RunDir:
     if config is not None:
         run.write("config.json", config)
     run.write("inputs.json", to_json(ImageInput(12, 16, "crop")))
-    run.write("labels.txt", "cat\ndog\n")
+    run.write("outputs.json", to_json(OutputSpec("classification", ("cat", "dog"))))
     run.write("manifest.json", to_json(Manifest("r", "d", "", 0, {MODEL: "c0ffee" * 10}, {})))
     return run
 
@@ -313,7 +318,7 @@ def test_a_run_is_described_by_its_backbone(tmp_path: Path) -> None:
     assert (about.name, about.backbone, about.scheme) == ("ResNet50 int8", "ResNet50", "int8")
     assert about.licence == BACKBONES["ResNet50"].licence == "MIT"
     assert about.description == "Classifies RGB photos of 16x12 pixels into 2 classes: ResNet50, int8."
-    assert (about.output_names, about.inputs) == (("cat", "dog"), ImageInput(12, 16, "crop"))
+    assert (about.outputs.names, about.inputs) == (("cat", "dog"), ImageInput(12, 16, "crop"))
     assert (about.run_sha256, about.version) == ("c0ffee" * 10, "c0ffeec0ffee")
     assert about.versions["edgetl"] in about.author and "tensorflow" in about.versions
     assert str(tmp_path) not in to_json(about)
@@ -358,12 +363,12 @@ def told(**changes: Any) -> bytes:
         (b"\xff\xfe", "utf-8"),
         (b"[" * 100_000, "recursion"),
         (b"[]", "not a JSON object"),
-        (told(schema_version=2), "schema_version 2, this code reads 1"),
+        (told(schema_version=3), "schema_version 3, this code reads 2"),
         (told(schema_version=None), "schema_version None"),
-        (told(output_names=[]), "output_names"),
-        (told(output_names="abc"), "output_names"),
-        (told(output_names=["a", 1]), "output_names"),
-        (told(output_names=["\ud800"]), "surrogates not allowed"),
+        (told(outputs={**ABOUT["outputs"], "names": []}), "outputs.names are missing"),
+        (told(outputs="abc"), "outputs: missing or unknown"),
+        (told(outputs={**ABOUT["outputs"], "names": ["a", 1]}), "outputs.names[1]: expected str"),
+        (told(outputs={**ABOUT["outputs"], "names": ["\ud800"]}), "surrogates not allowed"),
         (told(inputs=None), "inputs or input_tensor"),
         (told(input_tensor=[128]), "inputs or input_tensor"),
         (told(input_tensor={}), "pixel_shift None"),

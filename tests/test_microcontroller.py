@@ -17,17 +17,19 @@ from tiny_tflite import SIDE, pixels, tiny
 from edgetl.config import to_json
 from edgetl.errors import ConfigError
 from edgetl.inputs import ImageInput
+from edgetl.outputs import OutputSpec
 from export import metadata
 from export.device.interpreter import Model, TensorInfo
 from export.flatbuffer import BUFFER_ALIGNMENT, operators, unpack
 from export.microcontroller import child, ethos_u, interpreter, mcu, sources
 
 NAMES = ('tab"by', "lion's", "naïve ??/ \\n 100%", "猫")
+OUTPUTS = OutputSpec("classification", NAMES)
 
 
 def described(tflite: bytes) -> bytes:
     """A model with labels and metadata, as artifacts are."""
-    about = metadata.Description("tiny", "Tiny.", NAMES, ImageInput(SIDE, SIDE), "int8")
+    about = metadata.Description("tiny", "Tiny.", OUTPUTS, ImageInput(SIDE, SIDE), "int8")
     return metadata.attach(tflite, about)
 
 
@@ -57,7 +59,7 @@ def test_weights_stay_aligned() -> None:
 
 def test_the_array_is_the_model() -> None:
     content = bytes(range(256)) + b"end"
-    text = sources.source("model_int8", content, NAMES)
+    text = sources.source("model_int8", content, OUTPUTS)
     (numbers,) = re.findall(r"kData\[\] = \{(.*?)\};", text, re.DOTALL)
     assert bytes(int(number) for number in numbers.split(",") if number.strip()) == content
     assert f"kSize = {len(content)};" in text
@@ -70,7 +72,7 @@ def test_the_array_is_the_model() -> None:
 
 def test_the_header_says_what_the_tensors_hold() -> None:
     ends = TensorInfo("pixels", (1,), "int8", 0.1, -1), TensorInfo("scores", (1,), "uint8", 1 / 256, 0)
-    text = sources.header("model_int8", frame=(12, 10, 3), ends=ends, arena=2800, names=4)
+    text = sources.header("model_int8", frame=(12, 10, 3), ends=ends, arena=2800, outputs=OUTPUTS)
     found = dict(re.findall(r"constexpr \S+ (\w+) = (\S+);", text))
     assert found == {
         "kArenaSize": "2800",
@@ -84,7 +86,7 @@ def test_the_header_says_what_the_tensors_hold() -> None:
         "kClassCount": "4",
     }
     assert "stored = pixel - 128" in text
-    assert "stored = pixel," in sources.header("m", frame=(1, 1, 3), ends=(ends[1], ends[1]), arena=16, names=1)
+    assert "stored = pixel," in sources.header("m", frame=(1, 1, 3), ends=(ends[1], ends[1]), arena=16, outputs=OUTPUTS)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from tiny_tflite import SIDE, mean
 
 from edgetl.errors import ArtifactError
 from edgetl.inputs import ImageInput
+from edgetl.outputs import OutputSpec
 from export import browser, metadata
 from export.artifacts import Artifact
 from export.browser import litert_js
@@ -22,6 +23,7 @@ from export.browser.litert_js import Package
 
 STATIC = Path(browser.__file__).parent / "static"
 NAMES = ("cat", "dog", "owl")
+OUTPUTS = OutputSpec("classification", NAMES)
 
 
 def packed(files: dict[str, bytes]) -> bytes:
@@ -75,7 +77,7 @@ def failing(*lines: str) -> str:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """Three classes, uint8."""
-    about = metadata.Description("Mean int8", "Three means.", NAMES, ImageInput(SIDE, SIDE), "int8", licence="MIT")
+    about = metadata.Description("Mean int8", "Three means.", OUTPUTS, ImageInput(SIDE, SIDE), "int8", licence="MIT")
     path = tmp_path / "model.tflite"
     path.write_bytes(metadata.attach(mean("uint8", scale=0.5, zero_point=3), about))
     return path
@@ -92,7 +94,10 @@ def artifact(model: Path, input_type: str = "uint8") -> Artifact:
         input_type=input_type,
         input_scale=0.5,
         input_zero_point=3,
-        output_names=NAMES,
+        outputs=OUTPUTS,
+        output_type="uint8",
+        output_scale=0.5,
+        output_zero_point=3,
         operators=1,
         run_sha256="",
         calibration=(),
@@ -124,9 +129,9 @@ def test_folder_holds_all_that_the_page_asks_for(cache: Path, model: Path, tmp_p
         "inputs": {"height": SIDE, "width": SIDE, "resize": "crop", "kind": "image"},
         "input": {"type": "uint8", "scale": 0.5, "zero_point": 3},
         "output": {"type": "uint8", "scale": 0.5, "zero_point": 3},
-        "output_names": list(NAMES),
+        "outputs": {"task": "classification", "names": list(NAMES), "thresholds": [], "deviations": []},
         "runtime": litert_js.RUNTIME,
-        "schema_version": 1,
+        "schema_version": 2,
     }
 
 

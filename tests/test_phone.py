@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from edgetl.inputs import ImageInput, ResizeRule
+from edgetl.outputs import OutputSpec
 from export import phone
 from export.artifacts import Artifact
 
@@ -18,7 +19,10 @@ ARTIFACT = Artifact(
     input_type="uint8",
     input_scale=1.0,
     input_zero_point=0,
-    output_names=("cat", "dog", "owl"),
+    outputs=OutputSpec("classification", ("cat", "dog", "owl")),
+    output_type="uint8",
+    output_scale=1 / 256,
+    output_zero_point=0,
     operators=1,
     run_sha256="",
     calibration=(),

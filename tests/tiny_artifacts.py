@@ -11,6 +11,7 @@ from edgetl.backbones.backbone import Normalization
 from edgetl.backbones.build import IMAGES, _normalize
 from edgetl.backbones.registry import CAFFE, IMAGENET_STATISTICS, MINUS_1_TO_1
 from edgetl.inputs import ImageInput
+from edgetl.outputs import OutputSpec, Task
 from export import metadata, schemes
 from export.artifacts import Artifact
 from export.choices import Choices
@@ -22,6 +23,16 @@ NORMALIZATIONS = {"one scale": MINUS_1_TO_1, "per channel": IMAGENET_STATISTICS,
 """The last two leave a border around the photo in integer files: two CONCATENATION with constants."""
 CLASS_NAMES = ('tab"by', "lion's", "naïve ??/ \\n 100%")
 """Three names that a C++ compiler could take for something else."""
+CLASSES = OutputSpec("classification", CLASS_NAMES)
+OUTPUTS: dict[Task, OutputSpec] = {
+    "classification": CLASSES,
+    "ordinal": OutputSpec("ordinal", CLASS_NAMES),
+    "multi_label": OutputSpec("multi_label", CLASS_NAMES, thresholds=(0.3, 0.5, 0.6015)),
+    "regression": OutputSpec("regression", CLASS_NAMES, deviations=(2.0, 1.0, 3.0)),
+}
+"""Three outputs of each task."""
+SPAN = (-4.0, 9.0)
+"""Values that models of numbers are trained with."""
 
 
 def pixels(n: int, seed: int = 0) -> np.ndarray:
@@ -32,7 +43,7 @@ def pixels(n: int, seed: int = 0) -> np.ndarray:
 
 
 def tiny_artifact(
-    folder: Path, scheme: str, normalization: str = "one scale", *, dense: bool = True
+    folder: Path, scheme: str, normalization: str = "one scale", *, dense: bool = True, task: Task = "classification"
 ) -> tuple[Artifact, Path]:
     """Convert a network of five layers as every model is converted, and write <scheme>.tflite.
 
@@ -41,17 +52,21 @@ def tiny_artifact(
         scheme: row of SCHEMES that needs no training; of mixed_int8 the first convolution stays in float.
         normalization: row of NORMALIZATIONS.
         dense: whether scores come from a dense layer; else from a convolution of one pixel, which computes the same.
+        task: row of OUTPUTS.
     """
-    return artifact(folder, scheme, _converted(scheme, normalization, dense), ImageInput(SIDE, SIDE))
+    tflite = converted(scheme, normalization, dense, task)
+    return artifact(folder, scheme, tflite, ImageInput(SIDE, SIDE), OUTPUTS[task])
 
 
-def artifact(folder: Path, scheme: str, tflite: bytes, inputs: ImageInput) -> tuple[Artifact, Path]:
-    """Write any converted model of three classes with its description."""
-    about = metadata.Description("tiny", "Tiny.", CLASS_NAMES, inputs, scheme)
+def artifact(
+    folder: Path, scheme: str, tflite: bytes, inputs: ImageInput, outputs: OutputSpec = CLASSES
+) -> tuple[Artifact, Path]:
+    """Write any converted model of three outputs with its description."""
+    about = metadata.Description("tiny", "Tiny.", outputs, inputs, scheme)
     content = metadata.attach(tflite, about)
     path = folder / f"{scheme}.tflite"
     path.write_bytes(content)
-    source, _ = border(tflite)
+    source, sink = border(tflite)
     described = Artifact(
         scheme=scheme,
         path=path.name,
@@ -61,7 +76,10 @@ def artifact(folder: Path, scheme: str, tflite: bytes, inputs: ImageInput) -> tu
         input_type=source.type.lower(),
         input_scale=source.scale[0] if source.scale else 0.0,
         input_zero_point=source.zero_point[0] if source.zero_point else 0,
-        output_names=CLASS_NAMES,
+        outputs=outputs,
+        output_type=sink.type.lower(),
+        output_scale=sink.scale[0] if sink.scale else 0.0,
+        output_zero_point=sink.zero_point[0] if sink.scale else 0,
         operators=len(operators(tflite)),
         run_sha256="",
         calibration=(),
@@ -72,14 +90,20 @@ def artifact(folder: Path, scheme: str, tflite: bytes, inputs: ImageInput) -> tu
 
 
 @cache
-def _converted(scheme: str, normalization: str, dense: bool) -> bytes:
+def converted(
+    scheme: str, normalization: str = "one scale", dense: bool = True, task: Task = "classification"
+) -> bytes:
+    """The same as bytes, without metadata."""
     row = schemes.get(scheme)
     choices = Choices(float_layers=("first",)) if row.mixed else Choices()
-    return _quantizer(NORMALIZATIONS[normalization], dense).quantize(row, choices).tflite
+    return quantizer(NORMALIZATIONS[normalization], dense, task).quantize(row, choices).tflite
 
 
 @cache
-def _quantizer(normalization: Normalization, dense: bool) -> Quantizer:
+def quantizer(
+    normalization: Normalization = MINUS_1_TO_1, dense: bool = True, task: Task = "classification"
+) -> Quantizer:
+    """The network of a task, with photos to calibrate on."""
     keras.utils.set_random_seed(0)
     images = keras.Input((SIDE, SIDE, 3), name=IMAGES)
     x = _normalize(images, normalization)
@@ -93,5 +117,10 @@ def _quantizer(normalization: Normalization, dense: bool) -> Quantizer:
     else:
         x = keras.layers.Conv2D(len(CLASS_NAMES), 1, kernel_initializer=wide, bias_initializer=wide)(x)
         x = keras.layers.Flatten()(x)
-    x = keras.layers.Softmax()(x)
-    return Quantizer(keras.Model(images, x, name="tiny"), list(pixels(16, seed=1)))
+    outputs = OUTPUTS[task]
+    if outputs.exclusive:
+        x = keras.layers.Softmax()(x)
+    elif task == "multi_label":
+        x = keras.layers.Activation("sigmoid")(x)
+    span = SPAN if task == "regression" else None
+    return Quantizer(keras.Model(images, x, name="tiny"), list(pixels(16, seed=1)), units=outputs.units, span=span)

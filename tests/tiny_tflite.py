@@ -57,8 +57,13 @@ def tiny(io: str = "float32", *, batch: int | None = 1, brightest: int = 255) ->
 
 
 ABOUT: dict[str, Any] = {
-    "schema_version": 1,
-    "output_names": [f"class {number}" for number in range(OUTPUTS)],
+    "schema_version": 2,
+    "outputs": {
+        "task": "classification",
+        "names": [f"class {number}" for number in range(OUTPUTS)],
+        "thresholds": [],
+        "deviations": [],
+    },
     "inputs": {"kind": "image", "height": SIDE, "width": SIDE, "resize": "stretch"},
     "input_tensor": {"pixel_shift": 0},
 }

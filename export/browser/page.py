@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edgetl.config import to_json
 from edgetl.errors import ArtifactError
 from edgetl.inputs import InputSpec
+from edgetl.outputs import OutputSpec
 from export import metadata
 from export.artifacts import Artifact, open_artifact
 from export.browser import litert_js
@@ -45,14 +46,14 @@ class PageModel:
     input: Tensor
     """It takes raw pixels 0..255, whatever its type."""
     output: Tensor
-    output_names: tuple[str, ...]
-    """The position is the output index."""
+    outputs: OutputSpec
+    """What it says of a photo."""
     runtime: str
-    schema_version: int = 1
+    schema_version: int = 2
 
 
 def write(folder: Path, artifact: Artifact, model: Path) -> None:
-    """Fill a folder with a page that classifies photos by this model, without any other host.
+    """Fill a folder with a page that shows what this model says of photos, without any other host.
 
     Args:
         folder: exists, empty.
@@ -87,6 +88,6 @@ def _described(artifact: Artifact, model: "Model") -> PageModel:
         inputs=artifact.inputs,
         input=Tensor(model.input.dtype, model.input.scale, model.input.zero_point),
         output=Tensor(model.output.dtype, model.output.scale, model.output.zero_point),
-        output_names=artifact.output_names,
+        outputs=artifact.outputs,
         runtime=litert_js.RUNTIME,
     )

@@ -14,9 +14,17 @@ from typing import Optional
 
 from .contents import Bounds, Bundle, Sample, SamplePhoto, read_sample
 from .errors import DeviceError
-from .interpreter import Model
+from .interpreter import Model, Pixels
 from .outcome import Circumstances, Outcome, circumstances, finite, shown_circumstances, table
+from .outputs import Outputs
 from .preprocess import read
+
+SAID = {
+    "class": ("same class", "score"),
+    "label": ("same labels", "score"),
+    "target": ("within bounds", "value, in deviations"),
+}
+"""Kind of the names -> what agreement means, and what a number is."""
 
 
 @dataclass(frozen=True)
@@ -24,31 +32,37 @@ class CheckedPhoto:
     """One photo of the sample."""
 
     path: str
-    label: int
-    """Index of its class."""
-    host: int
-    """What the host named it."""
-    named: int
-    """What this device named it."""
+    right: dict[str, float]
+    """Name -> number of what is true of it: 1 for its class or labels; the values of targets."""
+    host: dict[str, float]
+    """What the host said, likewise: the class with its score; the labels that reach their thresholds; targets."""
+    here: dict[str, float]
+    """What this device said."""
+    same: bool
+    """Whether both say the same: the same class, the same labels, or values within the bounds."""
     same_pixels: bool
     """Whether the model saw the very pixels that it saw on the host."""
     max_difference: float
-    """Of any score to the host's."""
+    """Of any score to the host's; of targets, in their deviations."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
     """What `check` found."""
 
+    task: str
+    """`classification`, `ordinal`, `multi_label` or `regression`."""
     photos: tuple[CheckedPhoto, ...]
-    top1: float
-    """Share named rightly here."""
-    host_top1: float
-    """Share of the same photos that the host named rightly."""
+    metric: str
+    """What `score` is: `top-1`, `F1` or `R2`."""
+    score: float
+    """How well the model does here, a fraction, at most 1."""
+    host_score: float
+    """How well it did on the same photos on the host."""
     agreement: float
-    """Share that both name alike."""
+    """Share of photos of which both say the same."""
     max_difference: float
-    """Of any score of any photo."""
+    """Of any score of any photo; of targets, in their deviations."""
     same_pixels: int
     """Number of photos whose pixels are the host's."""
     bounds: Bounds
@@ -56,7 +70,7 @@ class CheckReport:
     passed: bool
     circumstances: Circumstances
     command: str = "check"
-    schema_version: int = 1
+    schema_version: int = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,72 +95,90 @@ def run(bundle: Bundle, folder: Path, options: argparse.Namespace) -> Outcome:
     if not chosen or options.kernels not in sample.bounds:
         raise DeviceError(f"{folder}: holds no expected scores for {options.kernels} kernels. Make the bundle again")
     model = Model(folder / bundle.model, threads=options.threads, kernels=options.kernels, sha256=bundle.sha256)
-    photos = []
+    bounds, outputs = sample.bounds[options.kernels], bundle.outputs
+    photos, rows = [], []
     for photo, expected in chosen:
         if not photo.path or Path(photo.path).is_absolute() or ".." in Path(photo.path).parts:
             raise DeviceError(f"{photo.path}: not a path within the bundle. Copy the bundle again")
         pixels = read(folder / photo.path, bundle.inputs)
         scores = finite(model.predict(pixels).tolist(), bundle.model)
-        if len(expected) != len(scores):
+        if not len(expected) == len(scores) == len(photo.truth) == len(outputs.names):
             raise DeviceError(
                 f"{photo.path}: {len(expected)} expected scores, not {len(scores)}. Make the bundle again"
             )
-        photos.append(
-            CheckedPhoto(
-                path=photo.path,
-                label=photo.label,
-                host=expected.index(max(expected)),
-                named=scores.index(max(scores)),
-                same_pixels=hashlib.sha256(pixels.tobytes()).hexdigest() == photo.pixels_sha256,
-                max_difference=max(abs(here - there) for here, there in zip(scores, expected)),  # noqa: B905
-            )
-        )
-    report = _judged(tuple(photos), sample.bounds[options.kernels], circumstances(model))
-    return Outcome(report, (*_shown(report, bundle, sample),), report.passed)
+        rows.append(scores)
+        photos.append(_checked(photo, pixels, scores, expected, outputs, bounds))
+    truths = [photo.truth for photo, _ in chosen]
+    report = CheckReport(
+        task=outputs.task,
+        photos=tuple(photos),
+        metric=outputs.metric,
+        score=outputs.primary(truths, rows),
+        host_score=outputs.primary(truths, [expected for _, expected in chosen]),
+        agreement=sum(photo.same for photo in photos) / len(photos),
+        max_difference=max(photo.max_difference for photo in photos),
+        same_pixels=sum(photo.same_pixels for photo in photos),
+        bounds=bounds,
+        passed=_passed(photos, bounds),
+        circumstances=circumstances(model),
+    )
+    return Outcome(report, tuple(_shown(report, bundle, sample)), report.passed)
 
 
 def _expected(photo: SamplePhoto, kernels: str) -> Optional[tuple[float, ...]]:
     return photo.reference_scores if kernels == "reference" else photo.scores
 
 
-def _judged(photos: tuple[CheckedPhoto, ...], bounds: Bounds, found: Circumstances) -> CheckReport:
-    count = len(photos)
-    same = sum(photo.named == photo.host for photo in photos)
-    return CheckReport(
-        photos=photos,
-        top1=sum(photo.named == photo.label for photo in photos) / count,
-        host_top1=sum(photo.host == photo.label for photo in photos) / count,
-        agreement=same / count,
-        max_difference=max(photo.max_difference for photo in photos),
-        same_pixels=sum(photo.same_pixels for photo in photos),
-        bounds=bounds,
-        # Of a small sample one photo may be named otherwise: its best two can be nearer than what is allowed.
-        passed=count - same <= max(1, (1 - bounds.min_agreement) * count)
-        and all(_close(photo, bounds) for photo in photos),
-        circumstances=found,
+def _checked(
+    photo: SamplePhoto,
+    pixels: Pixels,
+    scores: list[float],
+    expected: tuple[float, ...],
+    outputs: Outputs,
+    bounds: Bounds,
+) -> CheckedPhoto:
+    same_pixels = hashlib.sha256(pixels.tobytes()).hexdigest() == photo.pixels_sha256
+    host, here, difference = outputs.said(expected), outputs.said(scores), outputs.distance(scores, expected)
+    return CheckedPhoto(
+        path=photo.path,
+        right=outputs.right(photo.truth),
+        host=host,
+        here=here,
+        same=set(host) == set(here) if outputs.task != "regression" else difference <= _allowed(bounds, same_pixels),
+        same_pixels=same_pixels,
+        max_difference=difference,
     )
 
 
-def _close(photo: CheckedPhoto, bounds: Bounds) -> bool:
-    return photo.max_difference <= (bounds.same_pixels if photo.same_pixels else bounds.other_pixels)
+def _passed(photos: list[CheckedPhoto], bounds: Bounds) -> bool:
+    others = sum(not photo.same for photo in photos)
+    # Of a small sample one photo may be named otherwise: its best two can be nearer than what is allowed.
+    return others <= max(1, (1 - bounds.min_agreement) * len(photos)) and all(
+        photo.max_difference <= _allowed(bounds, photo.same_pixels) for photo in photos
+    )
+
+
+def _allowed(bounds: Bounds, same_pixels: bool) -> float:
+    return bounds.same_pixels if same_pixels else bounds.other_pixels
 
 
 def _shown(report: CheckReport, bundle: Bundle, sample: Sample) -> list[str]:
     count, host = len(report.photos), bundle.host
-    whole = f"{100 * host.top1:.2f} on all {host.samples} test photos"
+    whole = f"{100 * host.value:.2f} on all {host.samples} test photos"
+    what, of = SAID[bundle.outputs.kind]
     rows = [
         ["", "here", "host", "bound"],
         ["photos", str(count), str(count), ""],
-        ["top-1 %", f"{100 * report.top1:.2f}", f"{100 * report.host_top1:.2f}", ""],
-        ["same class %", f"{100 * report.agreement:.2f}", "", f">= {100 * report.bounds.min_agreement:.2f}"],
-        ["largest difference of a score", f"{report.max_difference:.6f}", "", f"<= {report.bounds.same_pixels:g}"],
+        [f"{report.metric} %", f"{100 * report.score:.2f}", f"{100 * report.host_score:.2f}", ""],
+        [f"{what} %", f"{100 * report.agreement:.2f}", "", f">= {100 * report.bounds.min_agreement:.2f}"],
+        [f"largest difference of a {of}", f"{report.max_difference:.6f}", "", f"<= {report.bounds.same_pixels:g}"],
         ["same pixels", str(report.same_pixels), "", ""],
     ]
-    lines = [*table(rows), f"host: {sample.runtime}, Pillow {sample.pillow}; top-1 {whole}"]
+    lines = [*table(rows), f"host: {sample.runtime}, Pillow {sample.pillow}; {report.metric} {whole}"]
     if report.same_pixels < count:
         lines.append(
             f"{count - report.same_pixels} photo(s) became other pixels here: "
             f"Pillow {report.circumstances.versions.get('pillow', '(none)')} here, {sample.pillow} on the host; "
-            f"their scores may differ by {report.bounds.other_pixels:g}"
+            f"what the model says may differ by {report.bounds.other_pixels:g}"
         )
     return [*lines, shown_circumstances(report.circumstances), "PASSED" if report.passed else "FAILED"]

@@ -14,11 +14,11 @@ from .contents import PROGRAM, read_bundle
 from .errors import DeviceError
 from .outcome import check_place, write_json
 
-COMMANDS = ("info", "classify", "check", "benchmark")
+COMMANDS = ("info", "predict", "check", "benchmark")
 """Modules beside this one. One that is not asked for is not imported: they cost numpy."""
 HELP = {
     "info": "tell what this bundle and this device are, and what is missing",
-    "classify": "name what is on photos",
+    "predict": "tell what the model says of photos: classes, labels or values",
     "check": "compare this device with the host on the sample photos; exit status 1 if they differ too much",
     "benchmark": "measure how long the model takes here",
 }

@@ -5,19 +5,19 @@ The host writes these dataclasses, the device reads them back with nothing but t
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, TypeVar
 
 from .errors import DeviceError
+from .outputs import Outputs
+from .parsing import parsed
 
 BUNDLE = "bundle.json"
 EXPECTED = "sample/expected.json"
 PROGRAM = "edgetl-device.pyz"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Goes up when older device programs would misunderstand the bundle."""
 
 ADVICE = "Copy the bundle again, or make it anew with python -m export.bundle"
@@ -26,13 +26,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """How well a model does on the whole test split, measured on the host."""
+class Figure:
+    """How well a model does on the whole test split, measured on the host: a fraction, at most 1."""
 
-    top1: float
-    """Share of photos named rightly."""
-    top1_low: float
-    top1_high: float
+    metric: str
+    """Which one: `top-1`, `F1` or `R2`."""
+    value: float
+    low: float
+    high: float
     """95 % interval."""
     samples: int
 
@@ -68,11 +69,16 @@ class Bundle:
     input_scale: float
     """real = input_scale * (pixel - input_zero_point); 0.0 for a float input."""
     input_zero_point: int
-    output_names: tuple[str, ...]
-    """The position is the output index."""
-    float32: Accuracy
+    outputs: Outputs
+    """What it says of a photo."""
+    output_type: str
+    """What the file gives: `float32`, `uint8` or `int8`."""
+    output_scale: float
+    """real = output_scale * (stored - output_zero_point); 0.0 for a float output."""
+    output_zero_point: int
+    float32: Figure
     """The Keras model that the file was made from, in float32."""
-    host: Accuracy
+    host: Figure
     """The file itself."""
     latency: Optional[HostLatency]
     """The file itself; None where `export.benchmark` was not run."""
@@ -92,11 +98,11 @@ class Bounds:
     """What a device may differ by from the host."""
 
     same_pixels: float
-    """Of any score, 0..1, of photos whose pixels are the host's."""
+    """Of any score, 0..1, or of any target, in its deviations; of photos whose pixels are the host's."""
     other_pixels: float
     """Likewise, where another Pillow or JPEG decoder made other pixels."""
     min_agreement: float
-    """Share of photos on which both name the same class."""
+    """Share of photos of which both say the same: the class, all labels, or targets within what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +113,8 @@ class SamplePhoto:
     """Within the bundle."""
     id: str
     """In the data set."""
-    label: int
-    """Index of its class."""
+    truth: tuple[float, ...]
+    """What is right, in the order of the outputs: 1 for the class or the labels that are true, else 0; values."""
     pixels_sha256: str
     """Of the pixels that the host prepared, uint8 [height, width, 3] in C order."""
     scores: tuple[float, ...]
@@ -141,8 +147,12 @@ def read_bundle(folder: Path) -> Bundle:
         DeviceError: no bundle there; `bundle.json` is damaged or of another version.
     """
     bundle = _read(Bundle, folder / BUNDLE)
-    if len(set(bundle.output_names)) != len(bundle.output_names) or not bundle.output_names:
-        raise DeviceError(f"{folder / BUNDLE}: output_names are missing or not distinct. {ADVICE}")
+    try:
+        bundle.outputs.refuse()
+        if len(set(bundle.outputs.names)) != len(bundle.outputs.names):
+            raise ValueError("outputs.names are not distinct")
+    except ValueError as error:
+        raise DeviceError(f"{folder / BUNDLE}: {error}. {ADVICE}") from error
     return bundle
 
 
@@ -163,7 +173,7 @@ def _read(kind: type[T], path: Path) -> T:
         version = found.get("schema_version")
         if version != SCHEMA_VERSION:
             raise ValueError(f"schema_version {version!r:.20}, this program reads {SCHEMA_VERSION}")
-        read: T = _parsed(kind, found, "")
+        read: T = parsed(kind, found)
     except FileNotFoundError:
         raise DeviceError(
             f"{path}: not found. Keep {PROGRAM} in the folder that export.bundle made, or name that with --bundle"
@@ -174,27 +184,3 @@ def _read(kind: type[T], path: Path) -> T:
         why = " ".join(str(error).split())[:200]
         raise DeviceError(f"{path}: can't be used: {why}. {ADVICE}") from error
     return read
-
-
-def _parsed(kind: Any, value: Any, where: str) -> Any:
-    """Turn parsed JSON into a dataclass (or what its fields hold), checking every type."""
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        if not isinstance(value, dict) or set(value) != set(hints):
-            have = set(value) if isinstance(value, dict) else set()
-            raise ValueError(f"{where or 'top level'}: missing or unknown {sorted(have ^ set(hints))}")
-        fields = {name: _parsed(hint, value[name], f"{where}.{name}".lstrip(".")) for name, hint in hints.items()}
-        made: Any = kind
-        return made(**fields)
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Union:  # Optional is the only one
-        return None if value is None else _parsed(inner[0], value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_parsed(inner[0], each, f"{where}[{number}]") for number, each in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {name: _parsed(inner[1], each, f"{where}[{name!r}]") for name, each in value.items()}
-    if kind is Any or type(value) is kind:
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    raise ValueError(f"{where}: expected {getattr(kind, '__name__', kind)}, received {value!r:.40}")

@@ -25,7 +25,10 @@ class InfoReport:
     file: str
     sha256: str
     size_bytes: int
-    classes: int
+    task: str
+    """Of the outputs: `classification`, `ordinal`, `multi_label` or `regression`."""
+    names: int
+    """Of classes, labels or targets."""
     damaged: tuple[str, ...]
     """Files of the bundle that are missing or not what they were."""
     packages: dict[str, Optional[str]]
@@ -34,7 +37,7 @@ class InfoReport:
     """What to do before the other commands can work; none if nothing."""
     device: Host
     command: str = "info"
-    schema_version: int = 1
+    schema_version: int = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +66,8 @@ def run(bundle: Bundle, folder: Path, options: argparse.Namespace) -> Outcome:
         file=bundle.model,
         sha256=bundle.sha256,
         size_bytes=bundle.size_bytes,
-        classes=len(bundle.output_names),
+        task=bundle.outputs.task,
+        names=len(bundle.outputs.names),
         damaged=damaged,
         packages=packages,
         advice=tuple(missing),
@@ -103,14 +107,14 @@ def _sha256(path: Path) -> str:
 def _shown(report: InfoReport, bundle: Bundle) -> list[str]:
     inputs, host, latency = bundle.inputs, bundle.host, bundle.latency
     frame = f"{inputs.get('height')} x {inputs.get('width')} pixels, {inputs.get('resize')}, {bundle.input_type}"
-    names = ", ".join(bundle.output_names[:5]) + (", ..." if len(bundle.output_names) > 5 else "")
-    interval = f"{100 * host.top1_low:.1f}-{100 * host.top1_high:.1f}"
+    names = ", ".join(bundle.outputs.names[:5]) + (", ..." if report.names > 5 else "")
+    interval = f"{100 * host.low:.1f}-{100 * host.high:.1f}"
     rows = [
         ["model", f"{report.file}, {report.size_bytes / 1e6:.2f} MB, {report.scheme}"],
         ["takes", frame],
-        ["classes", f"{report.classes}: {names}"],
-        ["top-1 on the host", f"{100 * host.top1:.2f} % ({interval}) of {host.samples} test photos"],
-        ["float32 model", f"{100 * bundle.float32.top1:.2f} %"],
+        ["says", f"{report.task}, {report.names} name(s): {names}"],
+        [f"{host.metric} on the host", f"{100 * host.value:.2f} % ({interval}) of {host.samples} test photos"],
+        ["float32 model", f"{100 * bundle.float32.value:.2f} %"],
     ]
     if latency:
         remark = "; noisy" if latency.noise else ""

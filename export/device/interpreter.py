@@ -128,7 +128,7 @@ class Model:
     @property
     def output_names(self) -> tuple[str, ...]:
         """What the file calls its outputs, in their order; none where it does not say."""
-        return self.about.output_names if self.about else ()
+        return self.about.outputs.names if self.about else ()
 
     @property
     def size_bytes(self) -> int:
@@ -232,12 +232,13 @@ class Model:
             )
 
     def _check_output_names(self) -> None:
-        """Refuse names of other classes than those that the model scores."""
-        scores = int(np.prod(self.output.shape))
-        if self.about and len(self.about.output_names) != scores:
+        """Refuse names of other outputs than the model has."""
+        numbers = int(np.prod(self.output.shape))
+        if self.about and len(self.output_names) != numbers:
+            outputs = self.about.outputs
             raise DeviceError(
-                f"{self.where}: its {FILE} names {len(self.about.output_names)} classes, the output has {scores} "
-                "scores. Convert it again"
+                f"{self.where}: its {FILE} has {len(outputs.names)} names ({outputs.task}), the output has {numbers} "
+                "numbers. Convert it again"
             )
 
 

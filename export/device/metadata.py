@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import DeviceError
+from .outputs import Outputs
+from .parsing import parsed
 
 FILE = "edgetl.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Goes up when older readers would misunderstand the file."""
 MAX_JSON_BYTES = 1 << 20
 """Largest `edgetl.json`: the names of some 20 000 classes."""
@@ -31,8 +33,8 @@ _BROKEN = (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, OSError, Over
 class About:
     """What device code reads of `edgetl.json`."""
 
-    output_names: tuple[str, ...]
-    """The position is the output index."""
+    outputs: Outputs
+    """What the model says of a photo."""
     inputs: dict[str, Any]
     """How a photo becomes the input, as edgetl's InputSpec spells it: `kind`, `height`, `width`, `resize`."""
     pixel_shift: int
@@ -88,13 +90,12 @@ def _parsed(text: bytes) -> About:
     version = found.get("schema_version")
     if version != SCHEMA_VERSION:
         raise ValueError(f"schema_version {version!r:.20}, this code reads {SCHEMA_VERSION}")
-    names, inputs, tensor = (found.get(key) for key in ("output_names", "inputs", "input_tensor"))
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError("output_names is not a list of names")
-    "".join(names).encode("utf-8")  # JSON can spell half a character, on which printing would fail later
+    inputs, tensor = (found.get(key) for key in ("inputs", "input_tensor"))
+    outputs: Outputs = parsed(Outputs, found.get("outputs"), "outputs")
+    outputs.refuse()
     if not isinstance(inputs, dict) or not isinstance(tensor, dict):
         raise ValueError("inputs or input_tensor is not an object")
     shift = tensor.get("pixel_shift")
     if type(shift) is not int or shift not in SHIFTS:
         raise ValueError(f"pixel_shift {shift!r:.20}, expected one of {SHIFTS}")
-    return About(tuple(names), inputs, shift, found)
+    return About(outputs, inputs, shift, found)

@@ -18,12 +18,13 @@ from export.metadata import strip
 from export.microcontroller import interpreter, sources
 
 if TYPE_CHECKING:
-    from export.device.interpreter import Model, Pixels
+    from export.device.interpreter import Model, Pixels, TensorInfo
 
 FRAMES = 2
 """Frames of noise that the model is run on; every weight and every operator takes part in one already."""
 FLOAT_TOLERANCE = 1e-5
-"""Largest difference of a score where operators compute in float32: libraries sum and exponentiate in another order."""
+"""Largest difference of an output, in its unit, where operators compute in float32: libraries sum and exponentiate in
+another order."""
 STEPS = 4
 """Of an integer score that libraries may differ by: tflite-micro's FULLY_CONNECTED rounds twice where the interpreter's
 rounds once, which tips about one value in a thousand by one step, and softmax makes two of it at most in what was seen;
@@ -82,11 +83,11 @@ def write(folder: Path, artifact: Artifact, model: Path) -> McuReport:
         except ArtifactError as error:
             raise _refusal(artifact, content, version, error) from None
         found = invoke(flash, frames, reference, arena)
-        difference = _compare(found, frames, reference)
+        difference = _compare(found, frames, reference, artifact)
     name = sources.identifier(artifact.scheme)
     texts = {
         f"{name}.h": _header(name, artifact, reference, arena),
-        f"{name}.cc": sources.source(name, flash, artifact.output_names),
+        f"{name}.cc": sources.source(name, flash, artifact.outputs),
         f"{name}_operators.h": sources.resolver(name, tuple(counted)),
     }
     for file, text in texts.items():
@@ -163,12 +164,12 @@ def _refusal(artifact: Artifact, content: bytes, version: str, error: ArtifactEr
     return ArtifactError(f"{artifact.path}: {what}. Choose scheme int8, or where that is refused another backbone")
 
 
-def _compare(found: NDArray[np.float32], frames: "Pixels", reference: "Model") -> float:
+def _compare(found: NDArray[np.float32], frames: "Pixels", reference: "Model", artifact: Artifact) -> float:
     """Largest difference to the reference kernels; refuse more than rounding explains."""
     with device_errors():
         expected = reference.predict_batch(frames)
-    difference = float(np.abs(found - expected).max())
-    if not difference <= FLOAT_TOLERANCE + STEPS * reference.output.scale:
+    difference, unit = float(np.abs(found - expected).max()), min(artifact.outputs.units)
+    if not difference <= FLOAT_TOLERANCE * unit + STEPS * reference.output.scale:
         raise ArtifactError(
             f"{reference.where}: tflite-micro's scores differ by up to {difference:.3g} from those of the reference "
             "kernels. Choose another scheme"
@@ -177,5 +178,15 @@ def _compare(found: NDArray[np.float32], frames: "Pixels", reference: "Model") -
 
 
 def _header(name: str, artifact: Artifact, reference: "Model", arena: int) -> str:
-    shape, classes, ends = artifact.inputs.shape, len(artifact.output_names), (reference.input, reference.output)
-    return sources.header(name, frame=shape, ends=ends, arena=arena, names=classes)
+    shape, outputs, ends = artifact.inputs.shape, artifact.outputs, (reference.input, reference.output)
+    thresholds = [_stored(each, reference.output) for each in outputs.thresholds]
+    return sources.header(name, frame=shape, ends=ends, arena=arena, outputs=outputs, thresholds=thresholds)
+
+
+def _stored(threshold: float, output: "TensorInfo") -> float:
+    """The least number that an output can store of those from a threshold on; one more than any where there is none."""
+    if not output.scale:
+        return threshold
+    kind = np.iinfo(output.dtype)
+    stored = np.arange(kind.min, kind.max + 1)
+    return float(kind.min + np.searchsorted(output.real(stored).astype(np.float64), threshold))

@@ -1,13 +1,23 @@
 """A model as C++ sources, in the form of TensorFlow Lite Micro's own examples (C++11)."""
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from edgetl.outputs import OutputSpec, Task
 
 if TYPE_CHECKING:
     from export.device.interpreter import TensorInfo
 
 ARRAY_LINE = 32
 """Bytes of the model on a line."""
+SAID: dict[Task, tuple[str, str]] = {
+    "classification": ("Class", "one score per class; probability = {}. The class is the one with the highest."),
+    "ordinal": ("Class", "one score per class, from low to high; probability = {}. The class is the highest's."),
+    "multi_label": ("Label", "one score per label; probability = {}."),
+    "regression": ("Target", "one value per target; value = {}; beyond what the type holds it is cut off."),
+}
+"""Task -> what a name is of, and what an output holds, around how it is read."""
 METHODS = {
     "BATCH_MATMUL": "BatchMatMul",
     "CUMSUM": "CumSum",
@@ -18,7 +28,13 @@ METHODS = {
 
 
 def header(
-    name: str, *, frame: tuple[int, int, int], ends: "tuple[TensorInfo, TensorInfo]", arena: int, names: int
+    name: str,
+    *,
+    frame: tuple[int, int, int],
+    ends: "tuple[TensorInfo, TensorInfo]",
+    arena: int,
+    outputs: OutputSpec,
+    thresholds: Sequence[float] = (),
 ) -> str:
     """Declare a model and what a program must know to run it.
 
@@ -27,12 +43,14 @@ def header(
         frame: height, width and channels of a photo.
         ends: input and output.
         arena: bytes.
-        names: number of classes.
+        outputs: what the model says.
+        thresholds: of labels, as the output stores them.
     """
     height, width, channels = frame
     source, sink = ends
     guard = f"{name.upper()}_H_"
     fill = "pixel - 128" if source.dtype == "int8" else "pixel"
+    kind, holds = SAID[outputs.task]
     return f"""// Made by edgetl; make it again instead of changing it.
 #ifndef {guard}
 #define {guard}
@@ -58,37 +76,38 @@ constexpr int kInputChannels = {channels};
 constexpr float kInputScale = {_float(source.scale)};
 constexpr int kInputZeroPoint = {source.zero_point};
 
-// Output: {sink.dtype}, one score per class; probability = {_score(sink)}.
+// Output: {sink.dtype}, {holds.format(_score(sink))}
 constexpr float kOutputScale = {_float(sink.scale)};
 constexpr int kOutputZeroPoint = {sink.zero_point};
-constexpr int kClassCount = {names};
-extern const char* const kClassNames[kClassCount];  // UTF-8
-
+constexpr int k{kind}Count = {len(outputs.names)};
+extern const char* const k{kind}Names[k{kind}Count];  // UTF-8
+{_thresholds(sink, thresholds)}
 }}  // namespace {name}
 
 #endif  // {guard}
 """
 
 
-def source(name: str, tflite: bytes, output_names: tuple[str, ...]) -> str:
+def source(name: str, tflite: bytes, outputs: OutputSpec) -> str:
     """Define what `header` declares.
 
     Args:
         name: of the files and the namespace.
         tflite: the model.
-        output_names: the position is the output index.
+        outputs: what the model says.
     """
     lines = [tflite[start : start + ARRAY_LINE] for start in range(0, len(tflite), ARRAY_LINE)]
     rows = "\n".join(",".join(map(str, line)) + "," for line in lines)
-    classes = "\n".join(f"    {_string(each)}," for each in output_names)
+    names = "\n".join(f"    {_string(each)}," for each in outputs.names)
+    kind, _ = SAID[outputs.task]
     return f"""#include "{name}.h"
 
 namespace {name} {{
 
 const std::size_t kSize = {len(tflite)};
 
-const char* const kClassNames[kClassCount] = {{
-{classes}
+const char* const k{kind}Names[k{kind}Count] = {{
+{names}
 }};
 
 alignas(16) const unsigned char kData[] = {{
@@ -139,6 +158,15 @@ def method(operator: str) -> str:
 def identifier(scheme: str) -> str:
     """What files and namespace of a scheme's model are called."""
     return "model_" + re.sub(r"\W", "_", scheme)
+
+
+def _thresholds(sink: "TensorInfo", thresholds: Sequence[float]) -> str:
+    """A line that declares from which stored number on each label is said; nothing for other outputs."""
+    if not thresholds:
+        return ""
+    numbers = ", ".join(f"{int(each)}" if sink.scale else _float(each) for each in thresholds)
+    kind = "int" if sink.scale else "float"
+    return f"constexpr {kind} kThresholds[kLabelCount] = {{{numbers}}};  // a label is said where stored >= this\n"
 
 
 def _score(sink: "TensorInfo") -> str:

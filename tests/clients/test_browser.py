@@ -308,7 +308,7 @@ def test_dropped_photos_show_their_labels(page: Any, run: Path, artifacts: dict[
         assert card.locator(".name").first.text_content() == opened.output_names[scores.argmax()]
         shown = card.locator(".value").first.text_content()
         assert float(shown.rstrip("%")) == pytest.approx(100 * scores.max(), abs=0.051)  # shown with one digit
-        assert card.locator(".latency").text_content().endswith(" ms to classify")
+        assert card.locator(".latency").text_content().endswith(" ms for the model")
         seen.add(opened.output_names[scores.argmax()])
     assert len(seen) == 2
     assert "int8.tflite, 3.7 MB" in page.locator("footer").text_content()
@@ -410,7 +410,7 @@ def test_policy_keeps_the_page_on_its_origin(page: Any, sites: str) -> None:
 
 def test_narrow_screen_shows_all_without_scrolling_sideways(context: Any, sites: str) -> None:
     about = json.loads(context.request.get(f"{sites}/int8/model.json").text())
-    about["output_names"] = ["a class with a name that is far longer than a phone is wide", "x" * 90]
+    about["outputs"]["names"] = ["a class with a name that is far longer than a phone is wide", "x" * 90]
     page = context.new_page()
     page.set_viewport_size({"width": 320, "height": 640})
     page.route("**/model.json", lambda route: route.fulfill(json=about))

@@ -10,6 +10,7 @@ from conftest import client
 from tiny_tflite import SIDE, mean
 
 from edgetl.inputs import ImageInput
+from edgetl.outputs import OutputSpec
 from edgetl.rundir import open_run
 from export.device.interpreter import Model
 from export.metadata import Description, attach
@@ -60,7 +61,9 @@ def test_scores_and_names_are_those_of_the_interpreter(
 
 def tiny(folder: Path, io: str) -> Path:
     """A model whose three scores are the means of the channels, from 0 to 1."""
-    about = Description("mean", "means", ("red", "green", "blue"), ImageInput(SIDE, SIDE), io)
+    about = Description(
+        "mean", "means", OutputSpec("classification", ("red", "green", "blue")), ImageInput(SIDE, SIDE), io
+    )
     path = folder / f"{io}.tflite"
     path.write_bytes(attach(mean(io, scale=1 / 256, zero_point=-128 if io == "int8" else 0), about))
     return path

@@ -64,7 +64,7 @@ def test_the_device_program_does_all_that_it_can(bundled: Path, old_python: Path
     here = tmp_path / "bundle"
     shutil.copytree(bundled, here)
     photos = sorted((here / "sample" / "photos").iterdir())
-    for arguments in (["info"], ["classify", *photos[:2]], ["check"], ["benchmark", "--runs", "5", "--warmup", "1"]):
+    for arguments in (["info"], ["predict", *photos[:2]], ["check"], ["benchmark", "--runs", "5", "--warmup", "1"]):
         done = subprocess.run(
             [old_python, here / PROGRAM, *arguments],
             capture_output=True,

@@ -5,11 +5,12 @@ import { load } from "./classifier.js";
 import { decoded, drawn, PhotoError } from "./photo.js";
 import { prepare } from "./pixels.js";
 
-const SHOWN = 5; // labels per photo
+const SHOWN = 5; // classes or labels per photo; all that are said, if these are more
 const REMEMBERED = 30; // latencies that the camera's median is of
 const UNVERIFIED = "not verified: that takes https or localhost";
 const $ = (id) => document.getElementById(id);
 const percent = new Intl.NumberFormat("en", { style: "percent", maximumFractionDigits: 1 });
+const number = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
 
 /** Make an element from the page's template of that name. */
 function made(template) {
@@ -20,24 +21,43 @@ function say(text) {
   if ($("status").textContent !== text) $("status").textContent = text;
 }
 
-/** The best labels with their scores, best first. */
-function best({ output_names: names }, scores) {
-  const ranked = names.map((name, i) => ({ name, score: scores[i] })).sort((a, b) => b.score - a.score);
-  return ranked.slice(0, SHOWN);
+/** What is shown of a photo, a row each: the best classes or labels, best first; or the values of all targets.
+ * `said` marks what the model says: the best class, the labels that reach their thresholds, the values. */
+function rowsOf({ outputs: { task, names, thresholds } }, scores) {
+  if (task === "regression") return names.map((name, i) => ({ name, text: number.format(scores[i]), said: true }));
+  const rows = names.map((name, i) => ({
+    name,
+    score: scores[i],
+    text: percent.format(scores[i]),
+    said: task === "multi_label" && scores[i] >= thresholds[i],
+  }));
+  rows.sort((a, b) => b.said - a.said || b.score - a.score);
+  if (task !== "multi_label") rows[0].said = true;
+  return rows.slice(0, Math.max(SHOWN, rows.filter((row) => row.said).length));
 }
 
-function showScores(list, ranked) {
-  while (list.children.length < ranked.length) list.append(made("score"));
-  ranked.forEach(({ name, score }, i) => {
+/** The same in one line. */
+function lineOf(rows) {
+  const said = rows.filter((row) => row.said).map(({ name, text }) => `${name}, ${text}`);
+  return said.join("; ") || "no label";
+}
+
+function showRows(list, rows) {
+  while (list.children.length < rows.length) list.append(made("score"));
+  while (list.children.length > rows.length) list.lastElementChild.remove();
+  rows.forEach(({ name, score, text, said }, i) => {
     const row = list.children[i];
+    row.classList.toggle("said", said);
     row.querySelector(".name").textContent = name;
-    row.querySelector(".value").textContent = percent.format(score);
-    row.querySelector(".bar").style.setProperty("--score", Math.min(1, Math.max(0, score)));
+    row.querySelector(".value").textContent = text;
+    row.querySelector(".bar").hidden = score === undefined; // a value is no share of anything
+    row.querySelector(".bar").style.setProperty("--score", Math.min(1, Math.max(0, score ?? 0)));
   });
 }
 
 function showModel({ about, verified }) {
   document.title = about.name;
+  document.body.classList.add(about.outputs.task);
   $("name").textContent = about.name;
   $("description").textContent = about.description;
   const facts = {
@@ -67,12 +87,12 @@ async function showPhoto(classifier, file) {
     const pixels = prepare(photo, classifier.about.inputs);
     photo.close();
     const { scores, ms } = await classifier.classify(pixels);
-    const ranked = best(classifier.about, scores);
-    showScores(card.querySelector(".scores"), ranked);
-    card.querySelector(".latency").textContent = `${ms.toFixed(1)} ms to classify`;
-    say(`${file.name}: ${ranked[0].name}, ${percent.format(ranked[0].score)}`);
+    const rows = rowsOf(classifier.about, scores);
+    showRows(card.querySelector(".scores"), rows);
+    card.querySelector(".latency").textContent = `${ms.toFixed(1)} ms for the model`;
+    say(`${file.name}: ${lineOf(rows)}`);
   } catch (error) {
-    const why = error instanceof PhotoError ? error.message : `can't be classified: ${error.message}`;
+    const why = error instanceof PhotoError ? error.message : `the model can't be run on it: ${error.message}`;
     picture.remove();
     card.classList.add("failed");
     card.querySelector(".latency").textContent = why;
@@ -114,10 +134,10 @@ function median(values) {
   return sorted.length % 2 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
-/** Classify one picture of the camera after the other until `running` says no. */
+/** Run the model on one picture of the camera after the other until `running` says no. */
 async function watch(classifier, video, running) {
   const latencies = [];
-  let seen = "";
+  let seen = null;
   let photo = null;
   while (running()) {
     await nextFrame(video);
@@ -128,10 +148,12 @@ async function watch(classifier, video, running) {
     const { scores, ms } = await classifier.classify(prepare(photo, classifier.about.inputs));
     latencies.push(ms);
     if (latencies.length > REMEMBERED) latencies.shift();
-    const ranked = best(classifier.about, scores);
-    showScores($("live-scores"), ranked);
-    $("live-latency").textContent = `${median(latencies).toFixed(1)} ms to classify, median of ${latencies.length}`;
-    if (ranked[0].name !== seen) say(`Camera: ${(seen = ranked[0].name)}`); // read aloud as it changes
+    const rows = rowsOf(classifier.about, scores);
+    showRows($("live-scores"), rows);
+    $("live-latency").textContent = `${median(latencies).toFixed(1)} ms for the model, median of ${latencies.length}`;
+    const names = rows.filter((row) => row.said).map((row) => row.name);
+    if (names.join() !== seen) say(`Camera: ${names.join(", ") || "no label"}`); // read aloud as it changes
+    seen = names.join();
   }
 }
 

@@ -1,4 +1,4 @@
-// Classifies photos on iOS with $comment_model, through MediaPipe Tasks. README.txt says how to build it in.
+// Scores photos on iOS with $comment_model, through MediaPipe Tasks. README.txt says how to build it in.
 
 import MediaPipeTasksVision
 import UIKit
@@ -7,7 +7,7 @@ import UIKit
 final class Classifier {
     private static let model = $swift_model
     private static let frame = CGSize(width: $width, height: $height)
-
+$swift_thresholds
     private let classifier: ImageClassifier
 
     init() throws {
@@ -20,32 +20,11 @@ final class Classifier {
         classifier = try ImageClassifier(options: options)
     }
 
-    /// Scores all classes, best first, from 0 to 1.
+    /// Scores all $kinds, best first, from 0 to 1.
     func classify(_ photo: UIImage) throws -> [(name: String, score: Float)] {
         let result = try classifier.classify(image: MPImage(uiImage: fitted(photo)))
         let categories = result.classificationResult.classifications.first?.categories ?? []
         return categories.map { (name: $$0.categoryName ?? "", score: $$0.score) }
     }
 
-    /// Upright, then as in training: $rule
-    private func fitted(_ photo: UIImage) -> UIImage {
-        let across = Self.frame.width / photo.size.width
-        let down = Self.frame.height / photo.size.height
-        let width = photo.size.width * $swift_across
-        let height = photo.size.height * $swift_down
-        let left = (Self.frame.width - width) / 2
-        let top = (Self.frame.height - height) / 2
-        let target = CGRect(x: left, y: top, width: width, height: height)
-        let format = UIGraphicsImageRendererFormat()
-        format.scale = 1  // the frame is in pixels, not in points
-        format.preferredRange = .standard
-        return UIGraphicsImageRenderer(size: Self.frame, format: format).image { context in
-            UIColor.black.setFill()
-            context.fill(CGRect(origin: .zero, size: Self.frame))
-            UIColor.white.setFill()  // behind transparency
-            context.fill(target)
-            context.cgContext.interpolationQuality = .high
-            photo.draw(in: target)
-        }
-    }
-}
+$swift_labels$swift_fitted}
