@@ -196,7 +196,7 @@ def stored(config: Config, seed: int) -> dict[str, float]:
                 ready.phases,
                 ready.train,
                 ready.validation,
-                fine_tune.settings(settings, streamed=False),
+                fine_tune.settings(settings, "classification", streamed=False),
                 checkpoint=Path(folder) / "checkpoint.npz",
             )
             history = training.run()
@@ -238,11 +238,11 @@ def fit_rates(settings: fine_tune.Config, ready: fine_tune.Prepared) -> list[flo
     steps = len(ready.splits.train) // BATCH
     warmup = round(settings.warmup_epochs * steps)
     optimizer = make_optimizer(
-        fine_tune.settings(settings, streamed=False).optimizer,
+        fine_tune.settings(settings, "classification", streamed=False).optimizer,
         schedule(settings.schedule, phase.head_learning_rate, warmup, steps * phase.epochs),
         learning_rates(ready.model, phase, ready.blocks),
     )
-    model.compile(optimizer, make_loss(settings.label_smoothing, settings.focal_gamma))
+    model.compile(optimizer, make_loss(ready.train.outputs, fine_tune.label_smoothing(settings, "classification")))
     batches = photos(ready.splits.train, ready.spec, shuffle=True)
     rates = []
     for _ in range(phase.epochs):
@@ -280,7 +280,7 @@ def overhead(rounds: int) -> list[dict[str, float]]:
                 layer.trainable = not isinstance(layer, keras.layers.BatchNormalization) and layer.name != "normalize"
             bare.compile(
                 keras.optimizers.AdamW(3e-4, weight_decay=0.05, global_clipnorm=1.0),
-                make_loss(settings.label_smoothing, settings.focal_gamma),
+                make_loss(ready.train.outputs, fine_tune.label_smoothing(settings, "classification")),
             )
             batches = ready.train
 
@@ -300,8 +300,8 @@ def overhead(rounds: int) -> list[dict[str, float]]:
 
             training = FineTuning(
                 ready.learner, ready.blocks, ready.phases, ready.train, ready.validation,
-                fine_tune.settings(settings, streamed=True), checkpoint=Path(folder) / "checkpoint.npz",
-                on_epoch=take_turns,
+                fine_tune.settings(settings, "classification", streamed=True),
+                checkpoint=Path(folder) / "checkpoint.npz", on_epoch=take_turns,
             )  # fmt: skip
             history = training.run()
     for row, whole_s, bare_s in list(zip(history[1:], whole, seconds, strict=True))[2:]:

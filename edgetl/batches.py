@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.activations import Activations
+from edgetl.balance import balanced_indices
 from edgetl.console import quiet_tensorflow
 from edgetl.data import Examples, default_workers, load_pixels
 from edgetl.errors import DatasetError, UnreadableImageError
 from edgetl.inputs import InputSpec
-from edgetl.losses import balanced_indices
+from edgetl.outputs import OutputSpec
+from edgetl.tasks import as_targets
 
 quiet_tensorflow()
 import tensorflow as tf  # noqa: E402
@@ -122,13 +124,16 @@ class Batches:
     """Batches of one training split."""
 
     source: Source
-    labels: NDArray[np.int64]
-    """Class index of each photo of the source."""
-    classes: int
+    labels: NDArray[Any]
+    """Of the photos of the source, as `Examples.labels`."""
+    outputs: OutputSpec
+    """What a model of them says while it learns."""
     batch_size: int
     seed: int
     sampling: Literal["natural", "balanced"] = "natural"
     """`natural`: each photo once per epoch. `balanced`: as many photos of each class as of any other."""
+    weights: NDArray[np.float32] | None = None
+    """[n], of the photos in the loss, their mean 1; None counts all alike."""
     _failed: list[Exception] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
@@ -153,7 +158,7 @@ class Batches:
         return rows.reshape(self.steps, self.size), views.reshape(self.steps, self.size)
 
     def dataset(self, phase: int, epoch: int, first_step: int = 0) -> tf.data.Dataset:
-        """The batches of one epoch from a step on: (inputs, one-hot labels float32 [size, classes])."""
+        """The batches of one epoch from a step on: (inputs, labels float32 [size, k]), and weights [size] if any."""
         rows, views = self.order(phase, epoch)
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
@@ -164,14 +169,18 @@ class Batches:
 
     def _batch(self, rows: Any, views: Any) -> tuple[tuple[Any, ...], Any]:
         inputs = self.source.signature()
-        *tensors, labels = tf.numpy_function(self._gather, [rows, views], [*(x.dtype for x in inputs), tf.float32])
-        shaped = [tf.ensure_shape(t, (self.size, *x.shape[1:])) for t, x in zip(tensors, inputs, strict=True)]
-        return tuple(shaped), tf.ensure_shape(labels, (self.size, self.classes))
+        shapes = [(len(self.outputs.names),), *([()] if self.weights is not None else [])]
+        kinds = [*(x.dtype for x in inputs), *(tf.float32 for _ in shapes)]
+        tensors = tf.numpy_function(self._gather, [rows, views], kinds)
+        shapes = [*(x.shape[1:] for x in inputs), *shapes]
+        shaped = [tf.ensure_shape(t, (self.size, *shape)) for t, shape in zip(tensors, shapes, strict=True)]
+        return tuple(shaped[: len(inputs)]), *shaped[len(inputs) :]
 
     def _gather(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> list[NDArray[Any]]:
         """Run outside of the graph. TensorFlow never forgets such a function: it must not hold on to one epoch."""
         try:
-            return [*self.source.gather(rows, views), self.one_hot(rows)]
+            weights = [] if self.weights is None else [self.weights[rows]]
+            return [*self.source.gather(rows, views), self.targets(rows), *weights]
         except Exception as error:
             self._failed.append(error)
             raise
@@ -190,6 +199,6 @@ class Batches:
             return
         raise failed
 
-    def one_hot(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Labels of some photos, float32 [n, classes]."""
-        return np.eye(self.classes, dtype=np.float32)[self.labels[rows]]
+    def targets(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Labels of some photos as the loss takes them, float32 [n, k]: classes as one-hot rows."""
+        return as_targets(self.labels[rows], self.outputs)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgetl import checkpoints
 from edgetl.augment import layers_of, reseed, seed_generators
 from edgetl.backbones.blocks import Block
+from edgetl.balance import class_weights, label_weights
 from edgetl.batches import Batches
 from edgetl.checkpoints import Checkpoint, grouped
 from edgetl.console import Bar, log, progress, quiet_tensorflow
@@ -27,13 +28,14 @@ from edgetl.history import Epoch
 from edgetl.inputs import ImageInput
 from edgetl.judging import PROBE, Judge, Validation, diverged, remarks
 from edgetl.learning_rate import divergence
-from edgetl.losses import class_weights, make_loss
+from edgetl.losses import make_loss
 from edgetl.mixing import Mixing
 from edgetl.optimizers import OptimizerSettings, averaged, finalize, make_optimizer
 from edgetl.optimizers import restore as restore_optimizer
 from edgetl.optimizers import state as optimizer_state
 from edgetl.phases import Phase
 from edgetl.schedules import Plateau, Schedule, current_learning_rate, schedule, set_learning_rate
+from edgetl.scores import PRIMARY
 from edgetl.trainee import (
     BatchNormPolicy,
     Precision,
@@ -114,7 +116,8 @@ class FineTuning:
         """Prepare, and read the checkpoint if there is one.
 
         Args:
-            model: what is behind the border, or the whole: the inputs of the source -> probabilities.
+            model: what is behind the border, or the whole: the inputs of the source -> outputs, its head in
+                the form in which it is trained.
             blocks: of the backbone, from input to output; those in front of the border may be among them.
             phases: what learns when.
             train: batches of the training split.
@@ -137,7 +140,11 @@ class FineTuning:
         self._result, self._phases, self._batches = model, phases, train
         self._blocks = [block for block in blocks if inside.intersection(block.layers)]
         self._settings, self._file, self._on_epoch = settings, checkpoint, on_epoch
-        weights = class_weights(train.labels, train.classes) if settings.class_weights else np.ones(train.classes)
+        classes = len(train.outputs.names) if train.outputs.exclusive else 0
+        weights = np.ones(classes, np.float32) if classes else None
+        if settings.class_weights and classes:
+            weights = class_weights(train.labels, classes)
+        self._label_weights = label_weights(train.labels) if settings.class_weights and not classes else None
         self._strategy = strategy_for(settings.distribute, train.size)
         with self._strategy.scope():
             copied = settings.distribute or settings.precision != "float32"
@@ -148,7 +155,7 @@ class FineTuning:
                 if settings.augment != "none"
                 else [],
                 Mixing(settings.mixup, settings.cutmix, settings.seed),
-                weights.astype(np.float32),
+                weights,
             )
         self._generators = seed_generators([self._trainee])
         start = self._starting_point()
@@ -201,7 +208,7 @@ class FineTuning:
             rates: of the head, rising; the backbone's keep their share of it.
 
         Returns:
-            Training loss of each step as optimized, nats, up to the step at which it went off.
+            Training loss of each step as optimized, up to the step at which it went off.
         """
         index = len(self._phases) - 1
         optimizer = self._begin(index)
@@ -210,10 +217,10 @@ class FineTuning:
         batches = (batch for epoch in range(epochs) for batch in self._batches.dataset(index, epoch))
         reseed(self._generators, self._settings.seed, index, 0)
         with progress("learning rate range test", len(rates)) as bar, self._batches.errors():
-            for rate, (inputs, labels) in zip(rates, batches, strict=False):
+            for rate, (inputs, labels, *weights) in zip(rates, batches, strict=False):
                 set_learning_rate(optimizer, float(rate))
                 self._trainee.mean_loss.reset_state()
-                losses.append(float(np.ravel(self._trainee.train_on_batch(inputs, labels))[0]))
+                losses.append(float(np.ravel(self._trainee.train_on_batch(inputs, labels, *weights))[0]))
                 bar.advance()
                 if divergence(losses) is not None:
                     break
@@ -251,7 +258,7 @@ class FineTuning:
             )
             if settings.precision == "mixed_float16":
                 optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-            loss = make_loss(settings.label_smoothing, settings.focal_gamma)
+            loss = make_loss(self._batches.outputs, settings.label_smoothing, settings.focal_gamma, self._label_weights)
             self._trainee.compile(optimizer, loss, jit_compile=False)
             optimizer.build(self._trainee.trainable_variables)
         if self._found and self._at.phase == index:
@@ -307,7 +314,7 @@ class FineTuning:
             )
 
     def _say(self, row: Epoch) -> None:
-        for line in remarks(self._at.history, row):
+        for line in remarks(self._at.history, row, PRIMARY[self._batches.outputs.task]):
             self._bar.say(line)
 
     def _after(self, at: _Progress, row: Epoch, index: int) -> tuple[_Progress, list[NDArray[Any]]]:

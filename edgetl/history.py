@@ -16,7 +16,7 @@ RECENT = 3
 RISE = 0.05
 """Rise of the validation loss above its best that counts, as a share of the best."""
 LEAST_RISE = 0.01
-"""The same in nats: 5 % of a loss near 0 is nothing."""
+"""The same in nats, or as a share of a target's variance: 5 % of a loss near 0 is nothing."""
 NOISE = 3.5
 """The same in standard deviations of one epoch around the curve's trend. The best is the least of many noisy values,
 so that a plateau alone lies about two above it."""
@@ -36,15 +36,15 @@ class Epoch:
     backbone_learning_rate: float
     """At the end of the epoch, of the last thawed block; 0 where none is."""
     train_loss: float
-    """Mean over the epoch of what was optimized: with augmentation, label smoothing and the like, nats."""
+    """Mean over the epoch of what was optimized: with augmentation, label smoothing and the like."""
     fit_loss: float
-    """Cross-entropy of a fixed sample of training photos without augmentation, after the epoch, nats."""
-    fit_top1: float
-    """Accuracy on the same sample, 0..1."""
+    """Loss (`edgetl.tasks.mean_loss`) on a fixed sample of training photos without augmentation, after the epoch."""
+    fit_primary: float
+    """Primary figure of the task (`edgetl.scores.PRIMARY`) on the same sample, at most 1."""
     validation_loss: float
-    """Cross-entropy of the validation photos, nats."""
-    validation_top1: float
-    """Accuracy on the validation photos, 0..1."""
+    """Loss on the validation photos."""
+    validation_primary: float
+    """Primary figure on the validation photos."""
     images_per_second: float
     """Training alone, without validation."""
     seconds: float
@@ -104,18 +104,18 @@ class Watch:
     """How much better the model is on photos that it trains on."""
 
     loss_gap: float
-    """Validation loss minus clean training loss, nats; as are both gaps, after the last epoch."""
-    top1_gap: float
-    """Clean training accuracy minus validation accuracy, -1..1."""
+    """Validation loss minus clean training loss; as are both gaps, after the last epoch."""
+    primary_gap: float
+    """Primary figure on training photos minus that on validation photos."""
     trend: float
-    """Change of the loss gap per epoch over the last epochs, nats; 0 while there is one row only."""
+    """Change of the loss gap per epoch over the last epochs; 0 while there is one row only."""
     since: int | None
     """Number of the epoch after which it overfits, or None. It stays the same while that goes on; `line` does not."""
     line: str | None
     """The same in words, with what to do."""
 
 
-def watch(epochs: Sequence[Epoch]) -> Watch:
+def watch(epochs: Sequence[Epoch], primary: str) -> Watch:
     """Judge a history: does training still help, or does the model learn its photos by heart?
 
     It overfits when for at least three epochs the clean training loss kept falling while the validation loss rose
@@ -124,6 +124,7 @@ def watch(epochs: Sequence[Epoch]) -> Watch:
 
     Args:
         epochs: all rows so far, of all phases.
+        primary: name of the primary figure.
 
     Raises:
         ValueError: no row.
@@ -133,17 +134,17 @@ def watch(epochs: Sequence[Epoch]) -> Watch:
     validation = np.array([epoch.validation_loss for epoch in epochs])
     fit = np.array([epoch.fit_loss for epoch in epochs])
     last = epochs[-1]
-    top1_gap = last.fit_top1 - last.validation_top1
+    primary_gap = last.fit_primary - last.validation_primary
     best = _overfits_since(validation, fit)
     since = None if best is None else numbers(epochs)[best]
     line = None
     if best is not None:
         line = (
             f"overfitting since epoch {since}: training loss {fit[best]:.2f} -> {fit[-1]:.2f}, validation loss "
-            f"{validation[best]:.2f} -> {validation[-1]:.2f} (top-1 gap {100 * top1_gap:.1f} points). "
+            f"{validation[best]:.2f} -> {validation[-1]:.2f} ({primary} gap {100 * primary_gap:.1f} points). "
             "Try a stronger --augment, more --weight-decay or --dropout, or fewer thawed blocks"
         )
-    return Watch(float(validation[-1] - fit[-1]), top1_gap, _slope((validation - fit)[-TREND:]), since, line)
+    return Watch(float(validation[-1] - fit[-1]), primary_gap, _slope((validation - fit)[-TREND:]), since, line)
 
 
 def _overfits_since(validation: NDArray[np.float64], fit: NDArray[np.float64]) -> int | None:

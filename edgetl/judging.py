@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl import metrics
 from edgetl.batches import Batches, Source
 from edgetl.console import quiet_tensorflow
 from edgetl.errors import ConfigError
 from edgetl.history import Epoch, watch
+from edgetl.tasks import mean_loss
 
 quiet_tensorflow()
 import tensorflow as tf  # noqa: E402
@@ -29,7 +31,7 @@ class Validation:
     """The photos that epochs are judged on."""
 
     source: Source
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
 
 
 class Judge:
@@ -39,7 +41,7 @@ class Judge:
         """Choose the training photos.
 
         Args:
-            model: a tuple of float32 tensors -> probabilities [n, classes]; called with `training=False`.
+            model: a tuple of float32 tensors -> outputs [n, k]; called with `training=False`.
             train: what it is trained on.
             validation: photos that are never trained on.
             seed: of the choice.
@@ -60,16 +62,16 @@ class Judge:
         Args:
             phase: its name, or PROBE.
             epoch: counted from 1 within the phase; 0 before any training.
-            train_loss: as it was optimized, nats; None before any training.
+            train_loss: as it was optimized; None before any training.
             rates: learning rates of the head and of the last thawed block.
             seconds: that the epoch took.
 
         Raises:
             ConfigError: a loss is not finite.
         """
-        fit_loss, fit_top1 = self._measure(self._train.source, self._clean_rows, self._train.labels)
+        fit_loss, fit_primary = self._measure(self._train.source, self._clean_rows, self._train.labels)
         rows = np.arange(len(self._validation.labels))
-        loss, top1 = self._measure(self._validation.source, rows, self._validation.labels)
+        loss, judged = self._measure(self._validation.source, rows, self._validation.labels)
         row = Epoch(
             phase=phase,
             epoch=epoch,
@@ -77,9 +79,9 @@ class Judge:
             backbone_learning_rate=rates[1],
             train_loss=fit_loss if train_loss is None else train_loss,
             fit_loss=fit_loss,
-            fit_top1=fit_top1,
+            fit_primary=fit_primary,
             validation_loss=loss,
-            validation_top1=top1,
+            validation_primary=judged,
             images_per_second=self._train.steps * self._train.size / seconds if epoch else 0.0,
             seconds=seconds,
         )
@@ -87,30 +89,31 @@ class Judge:
             raise diverged(f"{phase}, epoch {epoch}", "validation loss is not a number")
         return row
 
-    def _measure(self, source: Source, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> tuple[float, float]:
-        """Cross-entropy, nats, and top-1, 0..1, on photos as they are."""
+    def _measure(self, source: Source, rows: NDArray[np.int64], labels: NDArray[Any]) -> tuple[float, float]:
+        """Loss and primary figure on photos as they are; NaN where the model says no numbers any more."""
         parts = []
         for start in range(0, len(rows), EVALUATION_BATCH):
             part = rows[start : start + EVALUATION_BATCH]
             parts.append(self._forward(*source.gather(part, np.zeros_like(part))).numpy())
-        probabilities = np.concatenate(parts).astype(np.float64)
-        right = probabilities[np.arange(len(rows)), labels[rows]]
-        # Rounding takes float32 probabilities beyond 1; and 0 - x, for -x of 0 is -0, which prints so.
-        loss = 0.0 - np.log(np.clip(right, 1e-7, 1.0)).mean()
-        return float(loss), float((probabilities.argmax(1) == labels[rows]).mean())
+        said = np.concatenate(parts)
+        if not np.isfinite(said).all():
+            return math.nan, math.nan
+        true, outputs = labels[rows], self._train.outputs
+        return mean_loss(true, said, outputs), metrics.primary(true, said, outputs)
 
 
-def remarks(before: Sequence[Epoch], row: Epoch) -> tuple[str, ...]:
+def remarks(before: Sequence[Epoch], row: Epoch, primary: str) -> tuple[str, ...]:
     """Say what a new row shows, and warn of overfitting where the rows before gave no reason to yet.
 
     Args:
         before: the history without it: what was said follows from it, also in a process that has only just resumed.
         row: the new one.
+        primary: name of the primary figure.
     """
-    verdict = watch([*before, row])
-    if verdict.line is None or (before and watch(before).since == verdict.since):
-        return (_line(row),)
-    return _line(row), verdict.line
+    verdict = watch([*before, row], primary)
+    if verdict.line is None or (before and watch(before, primary).since == verdict.since):
+        return (_line(row, primary),)
+    return _line(row, primary), verdict.line
 
 
 def diverged(where: str, what: str) -> ConfigError:
@@ -121,11 +124,11 @@ def diverged(where: str, what: str) -> ConfigError:
     )
 
 
-def _line(row: Epoch) -> str:
+def _line(row: Epoch, primary: str) -> str:
     parts = [
         f"{row.phase}, epoch {row.epoch}" if row.epoch else row.phase,
-        f"training loss {row.fit_loss:.3f}, top-1 {100 * row.fit_top1:.1f} %",
-        f"validation loss {row.validation_loss:.3f}, top-1 {100 * row.validation_top1:.1f} %",
+        f"training loss {row.fit_loss:.3f}, {primary} {100 * row.fit_primary:.1f} %",
+        f"validation loss {row.validation_loss:.3f}, {primary} {100 * row.validation_primary:.1f} %",
     ]
     if row.epoch:
         parts += [

@@ -44,7 +44,7 @@ class Mixing(keras.layers.Layer):  # type: ignore[misc]
         Args:
             inputs: float tensors [n, h, w, c] or [n, d], all of the same n examples: pixels, or activations at a
                 border. All get the same partners and weights.
-            labels: float [n, k], each row sums to 1.
+            labels: float [n, k].
 
         Returns:
             The same shapes. A label's weight is the share of its example; with CutMix on tensors of several sizes

@@ -7,6 +7,7 @@ import textwrap
 import threading
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 from edgetl.history import Epoch, numbers
 from edgetl.learning_rate import DIVERGED, Suggestion
+from edgetl.outputs import Task
+from edgetl.scores import PRIMARY, Scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,12 +34,13 @@ _drawing = threading.Lock()
 """Held while drawing: matplotlib's parser of mathematical text, which labels logarithmic axes, is not thread-safe."""
 
 
-def training_curves(epochs: Sequence[Epoch], title: str) -> bytes:
-    """Draw a history: loss, accuracy and learning rates over epochs, with the phases marked.
+def training_curves(epochs: Sequence[Epoch], title: str, task: Task = "classification") -> bytes:
+    """Draw a history: loss, primary figure and learning rates over epochs, with the phases marked.
 
     Args:
         epochs: at least one row.
         title: stands above.
+        task: what was learnt.
 
     Returns:
         PNG.
@@ -50,14 +54,14 @@ def training_curves(epochs: Sequence[Epoch], title: str) -> bytes:
         key = _phase_key(epochs)
         figure = _figure(11, 6.2 + 0.14 * key.count("\n"))
         grid = figure.add_gridspec(2, 2, height_ratios=(4, 1))
-        loss, top1 = (figure.add_subplot(grid[0, column]) for column in (0, 1))
+        loss, primary = (figure.add_subplot(grid[0, column]) for column in (0, 1))
         rate = figure.add_subplot(grid[1, :])
         figure.suptitle("\n".join(textwrap.wrap(title, 100)), fontsize=12, parse_math=False)
         figure.supxlabel(key, fontsize=8, color="#444444", parse_math=False)
-        _losses(loss, epochs)
-        _accuracies(top1, epochs)
+        _losses(loss, epochs, "loss, share of the variance" if task == "regression" else "loss, nats")
+        _primary(primary, epochs, f"{PRIMARY[task]}, %")
         _rates(rate, epochs)
-        for axes in (loss, top1, rate):
+        for axes in (loss, primary, rate):
             _phases(axes, epochs, named=axes is not rate)
         return _png(figure)
 
@@ -161,6 +165,60 @@ def quantization_errors(
         return _png(figure)
 
 
+@dataclass(frozen=True)
+class Tradeoff:
+    """A model as a point: what it can against what it costs."""
+
+    name: str
+    latency_ms: float
+    size_bytes: int
+    scores: Scores
+
+
+def tradeoffs(points: Sequence[Tradeoff], marked: str, title: str) -> bytes:
+    """Draw the primary figure over latency, with its interval; the area of a point is the size of the file.
+
+    A line joins those that no other beats in both (the Pareto front).
+
+    Args:
+        points: at least one, all of one task.
+        marked: name of the one that stands out.
+        title: stands above.
+
+    Returns:
+        PNG.
+    """
+    front, best = [], -math.inf
+    for point in sorted(points, key=lambda each: (each.latency_ms, -each.scores.primary)):
+        if point.scores.primary > best:
+            front.append(point)
+            best = point.scores.primary
+    with _drawing:
+        figure = _figure(7.5, 5)
+        axes = figure.add_subplot()
+        line = [(point.latency_ms, 100 * point.scores.primary) for point in front]
+        axes.plot(*zip(*line, strict=True), color=GREY, linewidth=1.2, linestyle="--", zorder=1)
+        for point in points:
+            x, y = point.latency_ms, 100 * point.scores.primary
+            color = ORANGE if point.name == marked else BLUE
+            ends = [[y - 100 * point.scores.primary_low], [100 * point.scores.primary_high - y]]
+            axes.errorbar([x], [y], yerr=ends, color=color, alpha=0.45, linewidth=1, capsize=3, zorder=2)
+            axes.scatter([x], [y], s=point.size_bytes / 2e4, color=color, edgecolors="white", zorder=3)
+            name = f"{point.name}, {point.size_bytes / 1e6:.1f} MB"
+            weight = "bold" if point.name == marked else "normal"
+            left = x > (min(each.latency_ms for each in points) + max(each.latency_ms for each in points)) / 2
+            side, at = ("right", (-9, 9)) if left else ("left", (9, 9))
+            axes.annotate(
+                name, (x, y), at, textcoords="offset points", ha=side, fontsize=8, weight=weight, parse_math=False
+            )
+        axes.margins(x=0.25, y=0.1)
+        axes.set_xlabel("latency of one photo, ms (int8, this machine)")
+        axes.set_ylabel(f"{PRIMARY[points[0].scores.task]}, % (bars: 95 % interval)")
+        axes.set_title("\n".join(textwrap.wrap(title, 85)), fontsize=10, parse_math=False)
+        axes.grid(alpha=0.25)
+        return _png(figure)
+
+
 def _figure(width: float, height: float) -> "Figure":
     """An empty figure that belongs to nobody else: pyplot would keep it, in one list for all threads."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its font cache on standard error
@@ -180,7 +238,7 @@ def _png(figure: "Figure") -> bytes:
     return file.getvalue()
 
 
-def _losses(axes: "Axes", epochs: Sequence[Epoch]) -> None:
+def _losses(axes: "Axes", epochs: Sequence[Epoch], label: str) -> None:
     x = numbers(epochs)
     validation = [epoch.validation_loss for epoch in epochs]
     best = int(np.argmin(validation))
@@ -194,18 +252,20 @@ def _losses(axes: "Axes", epochs: Sequence[Epoch]) -> None:
     name = f"validation, lowest {validation[best]:.3f} after epoch {x[best]}"
     axes.plot(x, validation, color=ORANGE, linewidth=2, marker=marker, markersize=4, label=name)
     axes.plot([x[best]], [validation[best]], "o", color=ORANGE, markersize=8, markerfacecolor="white", zorder=3)
-    axes.set_ylabel("loss, nats")
+    axes.set_ylabel(label)
     axes.set_xlabel("epoch")
     _legend(axes, epochs)
 
 
-def _accuracies(axes: "Axes", epochs: Sequence[Epoch]) -> None:
+def _primary(axes: "Axes", epochs: Sequence[Epoch], label: str) -> None:
     x, marker = numbers(epochs), _marker(epochs)
-    fit, validation = ([100 * getattr(epoch, name) for epoch in epochs] for name in ("fit_top1", "validation_top1"))
+    fit, validation = (
+        [100 * getattr(epoch, name) for epoch in epochs] for name in ("fit_primary", "validation_primary")
+    )
     axes.plot(x, fit, color=BLUE, linestyle="--", marker=marker, markersize=4, label="training photos as they are")
     name = f"validation, last {validation[-1]:.1f} %"
     axes.plot(x, validation, color=ORANGE, linewidth=2, marker=marker, markersize=4, label=name)
-    axes.set_ylabel("top-1 accuracy, %")
+    axes.set_ylabel(label)
     axes.set_xlabel("epoch")
     _legend(axes, epochs)
 

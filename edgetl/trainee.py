@@ -14,7 +14,7 @@ from edgetl.backbones.blocks import Block
 from edgetl.backbones.build import NORMALIZE_LAYER
 from edgetl.console import quiet_tensorflow
 from edgetl.errors import ConfigError
-from edgetl.heads import OUTPUT_LAYER
+from edgetl.heads import OUTPUT_LAYERS
 from edgetl.mixing import Mixing
 from edgetl.phases import Phase
 
@@ -34,15 +34,15 @@ class Trainee(keras.Model):  # type: ignore[misc]
         model: keras.Model,
         augmentation: Sequence[keras.layers.Layer],
         mixing: Mixing,
-        class_weights: NDArray[np.float32],
+        class_weights: NDArray[np.float32] | None,
     ) -> None:
         """Wrap a model.
 
         Args:
-            model: inputs (one tensor or several) -> probabilities [n, classes].
+            model: inputs (one tensor or several) -> outputs [n, k].
             augmentation: layers for pixels 0..255; none where the inputs are activations.
             mixing: of examples and their labels.
-            class_weights: [classes], weight of each class in the loss.
+            class_weights: [classes], weight of each class in the loss; None where labels are no classes.
         """
         super().__init__(name="trainee")
         self.model, self.augmentation, self.mixing = model, list(augmentation), mixing
@@ -70,12 +70,19 @@ class Trainee(keras.Model):  # type: ignore[misc]
 
     def train_step(self, data: Any) -> Any:
         """Augment, mix, weigh; then what Keras does."""
-        inputs, labels = data[:2]
+        inputs, labels, given = (*data, None)[:3]
         inputs = tuple(tf.cast(tensor, tf.float32) for tensor in inputs)
         for layer in self.augmentation:
             inputs = (layer(inputs[0], training=True),)
+        if given is not None:  # weights are mixed as labels are: as one more column of them
+            labels = tf.concat([labels, given[:, None]], axis=1)
         inputs, labels = self.mixing(inputs, labels)
-        weights = tf.linalg.matvec(labels, tf.constant(self._class_weights))
+        if given is not None:
+            labels, given = labels[:, :-1], labels[:, -1]
+        weights = given
+        if self._class_weights is not None:
+            weights = tf.linalg.matvec(labels, tf.constant(self._class_weights))
+            weights = weights if given is None else weights * given
         return super().train_step((inputs, labels, weights))
 
 
@@ -148,7 +155,7 @@ def copy_in_precision(model: keras.Model, precision: Precision) -> keras.Model:
     """Copy a model so that it computes in another precision; its variables, and its output, stay float32."""
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        own = "float32" if layer.name in (OUTPUT_LAYER, NORMALIZE_LAYER) else precision
+        own = "float32" if layer.name in (*OUTPUT_LAYERS, NORMALIZE_LAYER) else precision
         if isinstance(layer, keras.layers.InputLayer):
             own = "float32"
         return type(layer).from_config({**layer.get_config(), "dtype": own})
@@ -166,7 +173,7 @@ def recalibrate(trainee: Trainee, layers: Sequence[keras.layers.BatchNormalizati
     Args:
         trainee: wraps the model that the layers belong to.
         layers: whose moving mean and variance are measured again.
-        batches: (inputs, labels); the inputs only are used.
+        batches: (inputs, ...); the inputs only are used.
     """
     before = [(layer.trainable, layer.momentum) for layer in layers]
     dropped = [(layer, layer.rate) for layer in trainee.model.layers if isinstance(layer, keras.layers.Dropout)]
@@ -175,7 +182,7 @@ def recalibrate(trainee: Trainee, layers: Sequence[keras.layers.BatchNormalizati
             layer.rate = 0.0
         for layer in layers:
             layer.trainable = True
-        for step, (inputs, _) in enumerate(batches):
+        for step, (inputs, *_) in enumerate(batches):
             for layer in layers:
                 layer.momentum = step / (step + 1)  # makes the moving average a plain one
             trainee(tuple(tf.cast(tensor, tf.float32) for tensor in inputs), training=True)

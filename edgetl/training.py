@@ -6,10 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.balance import relative_weights
 from edgetl.console import progress, quiet_tensorflow
 from edgetl.errors import ConfigError
 from edgetl.features import Scaling
-from edgetl.heads import HEADS, build_head
+from edgetl.heads import build_head
+from edgetl.losses import make_loss
+from edgetl.outputs import OutputSpec
+from edgetl.tasks import as_targets
 
 quiet_tensorflow()
 import keras  # noqa: E402
@@ -33,44 +37,50 @@ class HeadTraining:
 
 
 def train_head(
-    task: str,
+    outputs: OutputSpec,
     features: NDArray[np.float32],
-    labels: NDArray[np.int64],
+    labels: NDArray[Any],
     validation_features: NDArray[np.float32],
-    validation_labels: NDArray[np.int64],
-    outputs: int,
+    validation_labels: NDArray[Any],
     settings: HeadTraining,
+    weights: NDArray[np.float32] | None = None,
 ) -> keras.Sequential:
     """Train a head with hidden layers and keep the weights of its best epoch.
 
     Args:
-        task: a key of HEADS.
+        outputs: what the head says; of targets with deviations.
         features: [n, d], raw.
-        labels: [n], class indices.
+        labels: as `Examples.labels` are for the task.
         validation_features: [m, d].
-        validation_labels: [m].
-        outputs: number of classes.
+        validation_labels: likewise.
         settings: widths, rates, epochs.
+        weights: [n], of the training examples.
 
     Returns:
-        The head, for raw features.
+        The head, for raw features, in the form in which it is trained.
 
     Raises:
         ConfigError: the weights became infinite.
     """
     scaling = Scaling.of(features)
-    head = build_head(task, features.shape[1], outputs, hidden_units=settings.hidden_units, dropout=settings.dropout)
-    head.compile(
-        keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay),
-        loss=HEADS[task].loss,
-        metrics=["accuracy"],
+    head = build_head(
+        outputs.task,
+        features.shape[1],
+        len(outputs.names),
+        hidden_units=settings.hidden_units,
+        dropout=settings.dropout,
+        deviations=outputs.deviations,
     )
+    if outputs.task == "regression":  # in deviations the mean can be far from 0, where training would have to walk
+        head.layers[-1].bias.assign(labels.mean(axis=0, dtype=np.float64) / outputs.deviations)
+    head.compile(keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay), make_loss(outputs))
     stop = keras.callbacks.EarlyStopping(patience=settings.patience, restore_best_weights=True)
     with progress("head epochs", settings.epochs) as bar:
         head.fit(
             scaling.apply(features),
-            labels,
-            validation_data=(scaling.apply(validation_features), validation_labels),
+            as_targets(labels, outputs),
+            sample_weight=None if weights is None else relative_weights(weights),
+            validation_data=(scaling.apply(validation_features), as_targets(validation_labels, outputs)),
             epochs=settings.epochs,
             batch_size=settings.batch_size,
             callbacks=[stop, _Epochs(bar)],
@@ -78,7 +88,7 @@ def train_head(
         )
     if not all(np.isfinite(weights).all() for weights in head.get_weights()):
         raise ConfigError(f"training diverged: learning rate {settings.learning_rate:g} is too high. Try a tenth of it")
-    first = next(layer for layer in head.layers if isinstance(layer, keras.layers.Dense))
+    first = next(layer for layer in head.layers if layer.weights)
     first.set_weights(scaling.fold(*first.get_weights()))
     return head
 

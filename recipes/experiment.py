@@ -3,6 +3,7 @@
 A recipe derives its `Config` from `Experiment` and reads from top to bottom: these steps, and its own between them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,15 +14,16 @@ from edgetl import data, features
 from edgetl.audit import gate
 from edgetl.backbones import registry
 from edgetl.backbones.backbone import Backbone
-from edgetl.console import progress, quiet_tensorflow
+from edgetl.console import log, progress, quiet_tensorflow
 from edgetl.errors import ConfigError, WeightsError
 from edgetl.inputs import ImageInput, InputSpec, ResizeRule
-from edgetl.outputs import Task
+from edgetl.metrics import score
+from edgetl.outputs import OutputSpec, Task
+from edgetl.scores import Scores
 
 if TYPE_CHECKING:
     import keras
-
-TASK = "classification"
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def divide(config: Experiment, examples: data.Examples) -> data.Splits:
         validation_fraction=config.validation_fraction,
         test_fraction=config.test_fraction,
         seed=config.seed,
+        allow_leakage=config.allow_leakage,
     )
 
 
@@ -194,16 +197,76 @@ def extract(
 
 
 def fit_linear_head(table: features.Features, splits: data.Splits) -> tuple["keras.Sequential", str]:
-    """Fit logistic regression on the training split, its L2 strength chosen on the validation split.
+    """Fit the linear probe of the task on the training split, its L2 strength chosen on the validation split.
 
     Returns:
-        The head, for raw features, and what was chosen, in words.
+        The head, for raw features, in the form in which it is trained on; and what was chosen, in words.
     """
     from edgetl import heads
-    from edgetl.probe import fit_linear_probe
+    from edgetl.probe import METHODS, fit_linear_probe
+    from edgetl.tasks import training_outputs
 
     train, validation = splits.train, splits.validation
-    probe = fit_linear_probe(table.of(train), train.labels, table.of(validation), validation.labels)
-    head = heads.build_head(TASK, probe.kernel.shape[0], len(train.output_names))
-    head.layers[-1].set_weights([probe.kernel, probe.bias])
-    return head, f"linear, L-BFGS, C={probe.inverse_l2:.3g}"
+    outputs = training_outputs(train)
+    probe = fit_linear_probe(
+        table.of(train),
+        train.labels,
+        table.of(validation),
+        validation.labels,
+        task=outputs.task,
+        weights=train.weights,
+    )
+    head = heads.build_head(outputs.task, probe.kernel.shape[0], len(outputs.names), deviations=outputs.deviations)
+    heads.load(head, probe.kernel, probe.bias)
+    return head, f"linear, {METHODS[outputs.task]}, C={probe.inverse_l2:.3g}"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A model as it is saved, and how good it is."""
+
+    model: "keras.Model"
+    outputs: OutputSpec
+    """What it says, thresholds and deviations included."""
+    validation: Scores
+    test: Scores | None
+    """None where no photo was held out."""
+    notes: tuple[str, ...]
+    """What was done after training, in words."""
+
+
+def finish(
+    model: "keras.Model",
+    splits: data.Splits,
+    predict: "Callable[[keras.Model, data.Examples], NDArray[np.float32]]",
+    *,
+    calibrate_scores: bool,
+) -> Finished:
+    """Bring a trained model into the form in which it is saved, choose what is chosen on validation, and score it.
+
+    Args:
+        model: the whole model, or the head alone, in the form in which it was trained.
+        splits: training tells the deviations of targets, validation the temperature and the thresholds.
+        predict: what a model says of photos.
+        calibrate_scores: whether to fit a temperature and write it into the last layer.
+    """
+    from edgetl import heads
+    from edgetl.calibration import fit_temperature, fold_temperature
+    from edgetl.tasks import training_outputs
+    from edgetl.thresholds import tuned, untested
+
+    outputs, labels, notes = training_outputs(splits.train), splits.validation.labels, []
+    model = heads.finish(model)
+    said = predict(model, splits.validation)
+    if calibrate_scores:
+        temperature = fit_temperature(labels, said, outputs)
+        fold_temperature(model, temperature)
+        said = predict(model, splits.validation)
+        notes.append(f"scores calibrated on validation, temperature {temperature:.3f}")
+    outputs = tuned(outputs, labels, said)
+    if line := untested(outputs, labels):
+        notes.append(line)
+    for note in notes:
+        log.info("%s", note)
+    test = score(splits.test.labels, predict(model, splits.test), outputs) if len(splits.test) else None
+    return Finished(model, outputs, score(labels, said, outputs), test, tuple(notes))

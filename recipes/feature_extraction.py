@@ -13,12 +13,12 @@ import numpy as np
 from edgetl import data, features, results, rundir
 from edgetl.config import checked, command
 from edgetl.errors import ConfigError
-from edgetl.metrics import score
 from edgetl.results import Metrics
 from edgetl.rundir import RunDir
-from edgetl.scores import Scores, summary
+from edgetl.scores import summary
+from edgetl.tasks import check_remedies, training_outputs
 from recipes import experiment
-from recipes.experiment import TASK, Experiment
+from recipes.experiment import Experiment
 
 if TYPE_CHECKING:
     import keras
@@ -48,6 +48,8 @@ class Config(Experiment):
     """mlp: at most; stops early when validation loss no longer falls."""
     batch_size: int = 64
     """mlp: examples per step."""
+    calibrate_scores: bool = False
+    """Fit a temperature on validation and write it into the model, so that scores are probabilities."""
 
 
 def main(config: Config) -> RunDir:
@@ -66,6 +68,7 @@ def main(config: Config) -> RunDir:
 
 def train_on(config: Config, examples: data.Examples) -> RunDir:
     """Run the experiment on examples that were loaded already: those of a fold, say; `config` was checked."""
+    check_remedies(examples.task, calibrate_scores=config.calibrate_scores)
     row, spec = experiment.row_and_spec(config)
     with rundir.writing(config.out, RECIPE, config) as run:
         if run.finished:
@@ -76,9 +79,16 @@ def train_on(config: Config, examples: data.Examples) -> RunDir:
         table = experiment.extract(config, row, spec, examples, backbone)
         splits = experiment.divide(config, table.examples)
         head, chosen = fit_head(config, table, splits)
-        model = heads.attach(backbone, head)
-        metrics = evaluate_head(head, table, splits, chosen)
-        results.save(run, RECIPE, spec, splits.train.outputs, model, table, splits, metrics, seed=config.seed)
+        done = experiment.finish(
+            head,
+            splits,
+            lambda head, part: np.asarray(head(table.of(part), training=False)),
+            calibrate_scores=config.calibrate_scores,
+        )
+        model = heads.attach(backbone, done.model)
+        unreadable = tuple(failure.id for failure in table.unreadable)
+        metrics = Metrics(done.validation, done.test, ", ".join([chosen, *done.notes]), unreadable)
+        results.save(run, RECIPE, spec, done.outputs, model, table, splits, metrics, seed=config.seed)
     return rundir.open_run(run.path)
 
 
@@ -104,7 +114,7 @@ def fit_head(config: Config, table: features.Features, splits: data.Splits) -> t
     """Fit the head on the training split and choose it on the validation split.
 
     Returns:
-        The head, for raw features, and what was chosen, in words.
+        The head, for raw features, in the form in which it is trained; and what was chosen, in words.
     """
     if config.head == "linear":
         return experiment.fit_linear_head(table, splits)
@@ -120,19 +130,8 @@ def fit_head(config: Config, table: features.Features, splits: data.Splits) -> t
         config.epochs,
         config.batch_size,
     )
-    head = train_head(TASK, *train, *validation, len(splits.train.output_names), settings)
+    head = train_head(training_outputs(splits.train), *train, *validation, settings, splits.train.weights)
     return head, f"mlp {config.hidden_units}, best epoch"
-
-
-def evaluate_head(head: "keras.Sequential", table: features.Features, splits: data.Splits, chosen: str) -> Metrics:
-    """Score the head on stored features, the test split for the record only."""
-
-    def scores(part: data.Examples) -> Scores:
-        return score(part.labels, np.asarray(head(table.of(part), training=False)), part.outputs)
-
-    unreadable = tuple(failure.id for failure in table.unreadable)
-    test = scores(splits.test) if len(splits.test) else None
-    return Metrics(scores(splits.validation), test, chosen, unreadable)
 
 
 def show(run: RunDir) -> str:

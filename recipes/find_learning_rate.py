@@ -50,7 +50,7 @@ class RateSearch:
     rates: tuple[float, ...]
     """Of the head, one per step."""
     losses: tuple[float, ...]
-    """Training loss of each step, nats."""
+    """Training loss of each step."""
     curve: str
     """Path of the picture."""
     schema_version: int = 1

@@ -23,9 +23,12 @@ from edgetl.console import Bar, log, progress
 from edgetl.errors import ConfigError, RunError
 from edgetl.inputs import ImageInput
 from edgetl.metrics import score
+from edgetl.outputs import Task
 from edgetl.phases import Phase
 from edgetl.rundir import RunDir
-from edgetl.scores import Scores, summary
+from edgetl.scores import PRIMARY, Scores, summary
+from edgetl.tasks import check_remedies, training_outputs
+from edgetl.thresholds import tuned
 from recipes import experiment, training_data
 from recipes.experiment import Experiment
 
@@ -44,6 +47,8 @@ HISTORY = "history.csv"
 CURVES = "curves.png"
 CHECKPOINT = "checkpoint.npz"
 TENSORBOARD = "tensorboard"
+REMEDIES = ("label_smoothing", "focal_gamma", "cutmix", "class_balance", "calibrate_scores")
+"""Options that not every task knows."""
 BATCH_NORM = {
     "frozen": "statistics and scales frozen",
     "train": "trained with the thawed blocks",
@@ -99,8 +104,8 @@ class Config(Experiment):
     """Decoupled decay per step as a share of the learning rate; biases and norms are spared."""
     l2_sp: float = 0.0
     """Pull of the backbone's weights towards the pretrained ones (Li et al. 2018)."""
-    label_smoothing: float = 0.1
-    """Share of each label that is spread over all classes, 0..1."""
+    label_smoothing: float | None = None
+    """Share of each label that is spread over all classes, 0..1. Default: 0.1 for classification, else 0."""
     mixup: float = 0.0
     """Alpha of mixup; 0 is off. On stored activations it is manifold mixup."""
     cutmix: float = 0.0
@@ -120,6 +125,8 @@ class Config(Experiment):
     """Of the computations in training; the saved model is float32."""
     distribute: bool = False
     """Share each batch among all GPUs of this machine (tf.distribute.MirroredStrategy)."""
+    calibrate_scores: bool = False
+    """Fit a temperature on validation and write it into the model, so that scores are probabilities."""
     tensorboard: bool = field(default=False, metadata={"affects_result": False})
     """Write TensorBoard logs into RUN/tensorboard."""
 
@@ -143,7 +150,7 @@ class Prepared:
     table: features.Features
     splits: data.Splits
     model: "keras.Model"
-    """Raw pixels -> probabilities, with the linear probe as head."""
+    """Raw pixels -> outputs, with the linear probe as head, in the form in which it is trained."""
     learner: "keras.Model"
     """The part of it behind the border, sharing its layers; all of it where nothing is stored."""
     blocks: "tuple[Block, ...]"
@@ -203,7 +210,7 @@ def check(config: Config) -> None:
         if not 0 <= getattr(config, name) < math.inf:
             raise ConfigError(f"--{_option(name)} {getattr(config, name)}: must not be negative; 0 is off")
     for name in ("dropout", "label_smoothing", "ema"):
-        experiment.check_share(_option(name), getattr(config, name))
+        experiment.check_share(_option(name), getattr(config, name) or 0.0)
     if not 0 < config.layer_decay <= 1:
         raise ConfigError(
             f"--layer-decay {config.layer_decay}: a share of more than 0 and at most 1 is needed, such as 0.8"
@@ -240,6 +247,7 @@ def prepare(config: Config, examples: data.Examples, run: RunDir) -> Iterator[Pr
     from edgetl import heads
     from edgetl.backbones.blocks import blocks_of
 
+    check_remedies(examples.task, **{name: getattr(config, name) for name in REMEDIES})
     row, spec = experiment.row_and_spec(config)
     backbone = experiment.build_backbone(config, row, spec)
     blocks = blocks_of(backbone, row)
@@ -257,23 +265,22 @@ def prepare(config: Config, examples: data.Examples, run: RunDir) -> Iterator[Pr
     refuse_other_photos(run, table)
     splits = experiment.divide(config, table.examples)
     probe, chosen = experiment.fit_linear_head(table, splits)
+    outputs = training_outputs(splits.train)
     head = heads.build_head(
-        experiment.TASK,
+        outputs.task,
         row.features,
-        len(splits.train.output_names),
+        len(outputs.names),
         dropout=config.dropout,
         l1=config.l1,
         l2=config.l2,
+        deviations=outputs.deviations,
     )
     head.set_weights(probe.get_weights())
     model = heads.attach(backbone, head)
     show_plan(config, model, blocks, plan)
     with training_data.sources(config, row, spec, model, plan, splits) as (learner, train, validation):
-        validated = score(
-            splits.validation.labels,
-            np.asarray(probe(table.of(splits.validation), training=False)),
-            splits.validation.outputs,
-        )
+        labels, said = splits.validation.labels, np.asarray(probe(table.of(splits.validation), training=False))
+        validated = score(labels, said, tuned(outputs, labels, said))
         yield Prepared(row, spec, table, splits, model, learner, blocks, plan, train, validation, chosen, validated)
 
 
@@ -327,13 +334,13 @@ def training_of(config: Config, run: RunDir, ready: Prepared) -> "FineTuning":
         ready.phases,
         ready.train,
         ready.validation,
-        settings(config, streamed=ready.learner is ready.model),
+        settings(config, ready.train.outputs.task, streamed=ready.learner is ready.model),
         checkpoint=run.path / CHECKPOINT,
         on_epoch=lambda history: show_history(config, run, ready, history),
     )
 
 
-def settings(config: Config, *, streamed: bool) -> "Settings":
+def settings(config: Config, task: Task, *, streamed: bool) -> "Settings":
     """What training takes from the knobs."""
     from edgetl.fine_tuning import Settings
     from edgetl.optimizers import OptimizerSettings
@@ -354,13 +361,20 @@ def settings(config: Config, *, streamed: bool) -> "Settings":
         augment=config.augment if streamed else "none",
         mixup=config.mixup,
         cutmix=config.cutmix,
-        label_smoothing=config.label_smoothing,
+        label_smoothing=label_smoothing(config, task),
         focal_gamma=config.focal_gamma,
         class_weights=config.class_balance == "weights",
         patience=config.patience,
         precision=config.precision,
         distribute=config.distribute,
     )
+
+
+def label_smoothing(config: Config, task: Task) -> float:
+    """The share that was asked for, or what suits the task."""
+    if config.label_smoothing is None:
+        return 0.1 if task == "classification" else 0.0
+    return config.label_smoothing
 
 
 def refuse_other_photos(run: RunDir, table: features.Features) -> None:
@@ -385,7 +399,7 @@ def show_history(config: Config, run: RunDir, ready: Prepared, history: "Sequenc
     from edgetl.plots import training_curves
 
     run.write(HISTORY, to_csv(history))
-    run.write(CURVES, training_curves(history, title(config, ready)))
+    run.write(CURVES, training_curves(history, title(config, ready), ready.train.outputs.task))
     if config.tensorboard:
         first = 0 if len(history) == 2 else len(history) - 1  # the linear probe comes along with the first epoch
         for step in range(first, len(history)):
@@ -414,29 +428,30 @@ def save(config: Config, run: RunDir, ready: Prepared, history: "Sequence[Epoch]
     from edgetl.history import to_csv
     from edgetl.plots import training_curves
 
-    with progress("score the model", len(ready.splits.validation) + len(ready.splits.test)) as bar:
-
-        def scores(part: data.Examples) -> Scores:
-            return score(part.labels, predict(ready, part, bar), part.outputs)
-
-        validation = scores(ready.splits.validation)
-        test = scores(ready.splits.test) if len(ready.splits.test) else None
+    passes = (2 if config.calibrate_scores else 1) * len(ready.splits.validation) + len(ready.splits.test)
+    with progress("score the model", passes) as bar:
+        done = experiment.finish(
+            ready.model,
+            ready.splits,
+            lambda model, part: predict(model, ready.spec, part, bar),
+            calibrate_scores=config.calibrate_scores,
+        )
     metrics = Metrics(
-        validation,
-        test,
+        done.validation,
+        done.test,
         ready.head,
         tuple(failure.id for failure in ready.table.unreadable),
         ready.probe_validation,
-        notes(config, ready, history),
+        (*notes(config, ready, history), *done.notes),
     )
-    curves = training_curves(history, title(config, ready))
+    curves = training_curves(history, title(config, ready), ready.train.outputs.task)
     extra: dict[str, bytes | str] = {HISTORY: to_csv(history), CURVES: curves}
     results.save(
         run,
         RECIPE,
         ready.spec,
-        ready.splits.train.outputs,
-        ready.model,
+        done.outputs,
+        done.model,
         ready.table,
         ready.splits,
         metrics,
@@ -446,16 +461,16 @@ def save(config: Config, run: RunDir, ready: Prepared, history: "Sequence[Epoch]
     (run.path / CHECKPOINT).unlink(missing_ok=True)
 
 
-def predict(ready: Prepared, part: data.Examples, bar: Bar) -> "NDArray[np.float32]":
-    """Probabilities [n, classes] that the whole model gives for photos as they are.
+def predict(model: "keras.Model", spec: ImageInput, part: data.Examples, bar: Bar) -> "NDArray[np.float32]":
+    """What the whole model says of photos as they are, [n, k].
 
     Raises:
         DatasetError: a photo that was read before can't be read now.
     """
     found = []
-    for batch in data.decoded(part, ready.spec):
+    for batch in data.decoded(part, spec):
         data.check_unreadable(batch.unreadable, len(part), 0.0)
-        found.append(ready.model.predict_on_batch(batch.pixels.astype(np.float32)))
+        found.append(model.predict_on_batch(batch.pixels.astype(np.float32)))
         bar.advance(len(batch.pixels))
     return np.concatenate(found)
 
@@ -472,13 +487,13 @@ def notes(config: Config, ready: Prepared, history: "Sequence[Epoch]") -> tuple[
         f"augmentation: {training_data.augmentation(config, streamed=ready.learner is ready.model)}",
     ]
     if history[-1].validation_loss > history[0].validation_loss and (
-        history[-1].validation_top1 < history[0].validation_top1
+        history[-1].validation_primary < history[0].validation_primary
     ):
         lines.append(
             "worse than the linear probe on validation. Try lower rates (recipes.find_learning_rate), fewer thawed "
             "blocks, or more photos"
         )
-    if warning := watch(history).line:
+    if warning := watch(history, PRIMARY[ready.train.outputs.task]).line:
         lines.append(warning)
     return tuple(lines)
 

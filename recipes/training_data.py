@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from edgetl import data, features
 from edgetl.backbones.backbone import Backbone
+from edgetl.balance import relative_weights
 from edgetl.console import log
 from edgetl.inputs import ImageInput
 from edgetl.phases import Phase
+from edgetl.tasks import training_outputs
 from recipes import experiment
 
 if TYPE_CHECKING:
@@ -64,10 +66,11 @@ def sources(
         train = Batches(
             source(splits.train, number_of_views(config), reserved=len(splits.validation)),
             splits.train.labels,
-            len(splits.train.output_names),
+            training_outputs(splits.train),
             config.batch_size,
             config.seed,
             "balanced" if config.class_balance == "sampling" else "natural",
+            relative_weights(splits.train.weights),
         )
         validation = Validation(source(splits.validation, 1), splits.validation.labels)
         yield (model if isinstance(train.source, StreamedSource) else tail), train, validation

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from photos import make_photo_folder
-from tiny_training import CLASSES, SIZE, PixelSource, labels_of
+from tiny_training import CLASSES, OUTPUTS, SIZE, PixelSource, labels_of
 
 from edgetl import activations, data
 from edgetl.batches import Batches, StoredSource, StreamedSource
@@ -21,7 +21,7 @@ SPEC = ImageInput(SIZE, SIZE)
 def make(count: int = 14, views: int = 3, **changes: Any) -> Batches:
     labels = labels_of(count)
     return Batches(
-        **{"source": PixelSource(labels, views), "labels": labels, "classes": CLASSES, "batch_size": 4, "seed": 0}
+        **{"source": PixelSource(labels, views), "labels": labels, "outputs": OUTPUTS, "batch_size": 4, "seed": 0}
         | changes
     )
 

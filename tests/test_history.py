@@ -28,7 +28,7 @@ def history(validation: Sequence[float], fit: Sequence[float], phases: Sequence[
 
 def lines(epochs: Sequence[Epoch]) -> list[str | None]:
     """What the watch said after each epoch."""
-    return [watch(epochs[:n]).line for n in range(1, len(epochs) + 1)]
+    return [watch(epochs[:n], "top-1").line for n in range(1, len(epochs) + 1)]
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -92,9 +92,9 @@ def test_steady_learning_is_no_news() -> None:
     validation, fit = 0.3 + 0.6 * np.exp(-TIME / 8), 0.2 + 0.5 * np.exp(-TIME / 8)
     epochs = history(validation, fit)
     assert set(lines(epochs)) == {None}
-    found = watch(epochs)
+    found = watch(epochs, "top-1")
     assert found.loss_gap == pytest.approx(validation[-1] - fit[-1])
-    assert found.top1_gap == pytest.approx(math.exp(-fit[-1]) - math.exp(-validation[-1]))
+    assert found.primary_gap == pytest.approx(math.exp(-fit[-1]) - math.exp(-validation[-1]))
     assert found.trend < 0 and found.since is None, "the gap closes: 0.1 at the end, from 0.2"
 
 
@@ -102,7 +102,7 @@ def test_overfitting_is_told_once_it_lasts_and_where_it_began() -> None:
     validation = [0.60, 0.45, 0.38, 0.34, 0.32, 0.31, 0.32, 0.33, 0.34, 0.36]
     fit = [0.50, 0.40, 0.33, 0.28, 0.24, 0.21, 0.18, 0.15, 0.13, 0.11]
     epochs = history(validation, fit)
-    found = watch(epochs)
+    found = watch(epochs, "top-1")
     assert found.line == (
         "overfitting since epoch 6: training loss 0.21 -> 0.11, validation loss 0.31 -> 0.36 (top-1 gap 19.8 points). "
         "Try a stronger --augment, more --weight-decay or --dropout, or fewer thawed blocks"
@@ -115,21 +115,21 @@ def test_overfitting_is_told_once_it_lasts_and_where_it_began() -> None:
 def test_phases_are_watched_as_one_and_the_state_before_training_is_epoch_0() -> None:
     validation, fit = np.where(TIME < 6, 0.5 - 0.03 * TIME, 0.35 + 0.01 * (TIME - 5)), 0.4 * np.exp(-TIME / 10)
     epochs = history(validation, fit, [4, 26])
-    assert watch(epochs).since == 6
-    assert watch([dataclasses.replace(epochs[0], epoch=0, phase="probe"), *epochs[1:]]).since == 5
+    assert watch(epochs, "top-1").since == 6
+    assert watch([dataclasses.replace(epochs[0], epoch=0, phase="probe"), *epochs[1:]], "top-1").since == 5
     worse_from_the_start = history([0.3, 0.33, 0.36, 0.4, 0.44], [0.3, 0.2, 0.15, 0.1, 0.05])
     probe = dataclasses.replace(worse_from_the_start[0], epoch=0, phase="probe")
-    assert (watch([probe, *worse_from_the_start[1:]]).line or "").startswith("overfitting since epoch 0:")
+    assert (watch([probe, *worse_from_the_start[1:]], "top-1").line or "").startswith("overfitting since epoch 0:")
 
 
 def test_while_it_goes_on_its_beginning_stays_and_a_new_best_ends_it() -> None:
     validation = [0.6, 0.4, 0.35, 0.31, 0.33, 0.35, 0.36, 0.38, 0.39, 0.41]
     fit = list(0.3 * np.exp(-np.arange(14) / 5))
-    found = [watch(history(validation, fit[:10])[:n]).since for n in range(1, 11)]
+    found = [watch(history(validation, fit[:10])[:n], "top-1").since for n in range(1, 11)]
     first = found.index(4)
     assert 6 <= first <= 8, "three epochs past the best at least; a steep start looks like noise for two more at most"
     assert found == [None] * first + [4] * (10 - first)
-    assert watch(history([*validation, 0.3, 0.28, 0.27, 0.26], fit)).line is None
+    assert watch(history([*validation, 0.3, 0.28, 0.27, 0.26], fit), "top-1").line is None
 
 
 def test_a_noisy_plateau_is_rarely_taken_for_overfitting() -> None:
@@ -147,7 +147,7 @@ def test_overfitting_is_seen_through_noise() -> None:
     for _ in range(20):
         curve = 0.31 + 0.6 * np.exp(-TIME / 1.5) + 0.012 * np.maximum(0, TIME - 5)
         noisy = curve + 0.31 * 0.03 * random.normal(size=EPOCHS)
-        since = watch(history(noisy, 0.25 * np.exp(-TIME / 6))).since
+        since = watch(history(noisy, 0.25 * np.exp(-TIME / 6)), "top-1").since
         assert since is not None and 3 <= since <= 11, "the flat bottom is epochs 4 to 9, two more for noise"
 
 
@@ -162,13 +162,13 @@ def test_overfitting_is_seen_through_noise() -> None:
     ],
 )
 def test_what_is_no_overfitting(name: str, validation: np.ndarray, fit: np.ndarray) -> None:
-    assert watch(history(validation, fit)).line is None, name
+    assert watch(history(validation, fit), "top-1").line is None, name
 
 
 def test_few_epochs_give_gaps_but_no_verdict() -> None:
-    assert watch(history([0.5], [0.2])).trend == 0.0
+    assert watch(history([0.5], [0.2]), "top-1").trend == 0.0
     for count in (1, 2, 3):
-        found = watch(history([0.3, 0.5, 0.9][:count], [0.3, 0.2, 0.1][:count]))
+        found = watch(history([0.3, 0.5, 0.9][:count], [0.3, 0.2, 0.1][:count]), "top-1")
         assert found.line is None and found.loss_gap >= 0
     with pytest.raises(ValueError, match="at least one epoch"):
-        watch([])
+        watch([], "top-1")

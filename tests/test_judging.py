@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny_training import CLASSES, PixelSource, labels_of, one_phase, tiny_training
+from tiny_training import OUTPUTS, PixelSource, labels_of, one_phase, tiny_training
 
 from edgetl import judging
 from edgetl.batches import Batches
@@ -37,7 +37,7 @@ def judge_of(probabilities: Any, train: int, validation: int, seed: int = 0) -> 
         assert not training
         return tf.tile(tf.constant([probabilities], tf.float32), [tf.shape(inputs[0])[0], 1])
 
-    batches = Batches(sources[0], labels_of(train), CLASSES, 4, 0)
+    batches = Batches(sources[0], labels_of(train), OUTPUTS, 4, 0)
     return Judge(model, batches, Validation(sources[1], labels_of(validation)), seed), *sources
 
 
@@ -73,7 +73,7 @@ def test_a_row_holds_what_was_measured_and_what_was_told() -> None:
     assert row.images_per_second == 8  # four in half a second
     # One photo of each class; float32 probabilities have a relative error of 6e-8.
     assert row.validation_loss == pytest.approx(-np.log([0.5, 0.3, 0.2]).mean(), rel=1e-6)
-    assert row.validation_top1 == pytest.approx(1 / 3)
+    assert row.validation_primary == pytest.approx(1 / 3)
     first = judge.row(PROBE, 0, None, (0.0, 0.0), 0.0)
     assert first.train_loss == first.fit_loss > 0 and first.images_per_second == 0
 
@@ -83,7 +83,7 @@ def test_no_loss_is_below_zero_or_prints_so(certain: float) -> None:
     judge, _, _ = judge_of([certain, 0, 0], 1, 1)
     row = row_of(judge)
     assert row.validation_loss == row.fit_loss == 0 and f"{row.validation_loss:.3f}" == "0.000"
-    (line,) = remarks((), row)
+    (line,) = remarks((), row, "top-1")
     assert "validation loss 0.000, top-1 100.0 %" in line
     wrong, _, _ = judge_of([0, certain, 0], 1, 1)
     assert row_of(wrong).validation_loss == pytest.approx(-np.log(1e-7))  # finite
@@ -104,7 +104,9 @@ def test_a_warning_is_said_once_also_across_a_stop(
     monkeypatch.setattr(
         judging,
         "watch",
-        lambda rows: Watch(0, 0, 0, since[len(rows) - 1], since[len(rows) - 1] and f"overfits, {len(rows)} rows"),
+        lambda rows, primary: Watch(
+            0, 0, 0, since[len(rows) - 1], since[len(rows) - 1] and f"overfits, {len(rows)} rows"
+        ),
     )
 
     def stop(history: tuple[Epoch, ...]) -> None:

@@ -4,8 +4,12 @@ import keras
 import numpy as np
 import pytest
 
+from edgetl.balance import balanced_indices, class_weights
 from edgetl.errors import ConfigError, DatasetError
-from edgetl.losses import balanced_indices, class_weights, make_loss
+from edgetl.losses import make_loss
+from edgetl.outputs import OutputSpec
+
+OUTPUTS = OutputSpec("classification", tuple("abcd"))
 
 
 def batch(n: int = 50, k: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -22,14 +26,16 @@ def test_loss_is_the_formula(smoothing: float, gamma: float) -> None:
     labels, p = batch()
     soft = labels * (1 - smoothing) + smoothing / labels.shape[1]
     expected = -(soft * (1 - p) ** gamma * np.log(p)).sum(axis=1).mean()
-    loss = make_loss(smoothing, gamma)(labels.astype(np.float32), p.astype(np.float32))
+    loss = make_loss(OUTPUTS, smoothing, gamma)(labels.astype(np.float32), p.astype(np.float32))
     assert float(loss) == pytest.approx(expected, rel=1e-5)  # float32, a mean of 50 terms of about 1
 
 
 def test_focal_loss_goes_over_into_cross_entropy() -> None:
     labels, p = (array.astype(np.float32) for array in batch())
     # d(1 - p)^gamma / dgamma = log(1 - p), at most 3.5 here: 1e-6 * 3.5 relative, and float32 rounding.
-    assert float(make_loss(0.1, 1e-6)(labels, p)) == pytest.approx(float(make_loss(0.1)(labels, p)), rel=1e-5)
+    assert float(make_loss(OUTPUTS, 0.1, 1e-6)(labels, p)) == pytest.approx(
+        float(make_loss(OUTPUTS, 0.1)(labels, p)), rel=1e-5
+    )
 
 
 def test_mixed_labels_and_example_weights() -> None:
@@ -37,7 +43,7 @@ def test_mixed_labels_and_example_weights() -> None:
     mixed = 0.3 * labels + 0.7 * labels[::-1]
     weights = np.linspace(0, 2, len(p))
     expected = (-(mixed * np.log(p)).sum(axis=1) * weights).mean()
-    got = make_loss()(mixed.astype(np.float32), p.astype(np.float32), weights.astype(np.float32))
+    got = make_loss(OUTPUTS)(mixed.astype(np.float32), p.astype(np.float32), weights.astype(np.float32))
     assert float(got) == pytest.approx(expected, rel=1e-5)  # float32
 
 
@@ -45,7 +51,7 @@ def test_cross_entropy_still_teaches_where_the_model_is_surely_wrong() -> None:
     inputs = keras.Input((2,))
     layer = keras.layers.Dense(2, activation="softmax", use_bias=False, kernel_initializer="identity")
     model = keras.Model(inputs, layer(inputs))
-    model.compile("sgd", make_loss())
+    model.compile("sgd", make_loss(OUTPUTS))
     model.optimizer.learning_rate = 1.0
     # logits (40, 0), label 1: the probability of the label is 4e-18, below Keras' clipping at 1e-7
     model.fit(np.array([[40.0, 0.0]]), np.array([[0.0, 1.0]]), verbose=0)
@@ -56,7 +62,7 @@ def test_cross_entropy_still_teaches_where_the_model_is_surely_wrong() -> None:
 @pytest.mark.parametrize("arguments", [(-0.1, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, float("nan"))])
 def test_values_out_of_range_are_refused(arguments: tuple[float, float]) -> None:
     with pytest.raises(ConfigError):
-        make_loss(*arguments)
+        make_loss(OUTPUTS, *arguments)
 
 
 def test_class_weights_balance_classes_and_keep_the_mean() -> None:

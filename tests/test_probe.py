@@ -11,12 +11,17 @@ from sklearn.metrics import log_loss
 from edgetl import training
 from edgetl.errors import EdgetlError
 from edgetl.features import Scaling
-from edgetl.heads import HEADS, OUTPUT_LAYER, attach, build_head
+from edgetl.heads import HEADS, OUTPUT_LAYER, attach, build_head, finish
 from edgetl.metrics import score
+from edgetl.outputs import OutputSpec
 from edgetl.probe import L2_GRID, LinearProbe, fit_linear_probe
 from edgetl.training import HeadTraining, train_head
 
 Split = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def outputs_of(classes: int) -> OutputSpec:
+    return OutputSpec("classification", tuple(str(index) for index in range(classes)))
 
 
 def table(classes: int, n: int = 120, d: int = 12, noise: float = 1.5, seed: int = 0, decades: float = 3) -> Split:
@@ -104,7 +109,8 @@ def test_head_layers_are_those_asked_for() -> None:
 def test_every_task_builds_attaches_and_saves(task: str, tmp_path: Path) -> None:
     images = keras.Input((4, 4, 3), name="images")
     backbone = keras.Model(images, keras.layers.GlobalAveragePooling2D()(images), name="toy")
-    model = attach(backbone, build_head(task, 3, 5, hidden_units=(4,), dropout=0.2))
+    head = build_head(task, 3, 5, hidden_units=(4,), dropout=0.2, deviations=(2.0,) * 5 * (task == "regression"))
+    model = finish(attach(backbone, head))
     assert model.output_shape == (None, 5)
     assert not [layer for layer in model.layers if isinstance(layer, keras.Model)], (
         "nested: export and QAT can't see in"
@@ -126,7 +132,7 @@ def test_mlp_learns_and_repeats_by_seed() -> None:
     heads = []
     for seed in (1, 1, 2):
         keras.utils.set_random_seed(seed)
-        heads.append(train_head("classification", x, y, vx, vy, 3, SETTINGS))
+        heads.append(train_head(outputs_of(3), x, y, vx, vy, SETTINGS))
     # Centres are some six standard deviations apart here: a head that learns at all is right everywhere.
     assert (heads[0].predict(vx, verbose=0).argmax(axis=1) == vy).mean() > 0.95
     for first, second in zip(heads[0].get_weights(), heads[1].get_weights(), strict=True):
@@ -145,7 +151,7 @@ def test_folded_first_layer_gives_the_outputs_of_the_scaled_one(monkeypatch: pyt
 
     monkeypatch.setattr(Scaling, "fold", remember)
     keras.utils.set_random_seed(0)
-    head = train_head("classification", x, y, vx, vy, 3, SETTINGS)
+    head = train_head(outputs_of(3), x, y, vx, vy, SETTINGS)
     folded = head.predict(vx, verbose=0)
     head.layers[1].set_weights(trained)
     scaled = head.predict(Scaling.of(x).apply(vx), verbose=0)
@@ -166,14 +172,14 @@ def test_weights_of_the_best_epoch_are_kept(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(training.keras.Sequential, "fit", remember)
     keras.utils.set_random_seed(0)
     settings = HeadTraining((32,), 0.0, 5e-2, 0.0, epochs=60, batch_size=16, patience=5)
-    head = train_head("classification", x, y, vx, vy, 2, settings)
+    head = train_head(outputs_of(2), x, y, vx, vy, settings)
     losses = histories[0]["val_loss"]
     assert len(losses) < 60 and int(np.argmin(losses)) == len(losses) - 6, "it must stop early in this case"
     # Keras averages over batches in float32.
-    assert score(vy, head.predict(vx, verbose=0)).log_loss == pytest.approx(min(losses), rel=1e-3)
+    assert score(vy, head.predict(vx, verbose=0), outputs_of(2)).log_loss == pytest.approx(min(losses), rel=1e-3)
 
 
 def test_training_that_diverges_is_an_error() -> None:
     x, y, vx, vy = table(2)
     with pytest.raises(EdgetlError, match=r"learning.rate"):
-        train_head("classification", x, y, vx, vy, 2, HeadTraining((8,), 0.0, 1e38, 0.0, epochs=3, batch_size=16))
+        train_head(outputs_of(2), x, y, vx, vy, HeadTraining((8,), 0.0, 1e38, 0.0, epochs=3, batch_size=16))

@@ -73,7 +73,7 @@ def test_metrics_are_those_of_the_saved_model_on_the_test_photos(trained_run: Ru
     splits = trained_run.splits()
     model = keras.saving.load_model(trained_run.model_path, compile=False)
     pixels = np.stack([data.read_image(e.path, trained_run.inputs) for e in splits.test]).astype(np.float32)
-    found = score(splits.test.labels, model.predict(pixels, verbose=0))
+    found = score(splits.test.labels, model.predict(pixels, verbose=0), trained_run.outputs)
     stored = read_json(Metrics, trained_run.path / METRICS).test
     assert stored.confusion == found.confusion
     # Features come from the converted backbone, which sums in another order (1e-5), and logits are tens of them.
@@ -175,9 +175,9 @@ def test_a_damaged_finished_run_is_not_called_finished(run_copy: RunDir, photo_f
 
 
 def test_settings_in_a_run_have_the_names_that_earlier_runs_have(trained_run: RunDir) -> None:
-    shared = "data out backbone weights image_size resize validation_fraction test_fraction seed"
-    shared = shared.replace(" seed", " task label targets class_order group seed") + " max_unreadable cache workers"
-    own = "head hidden_units dropout learning_rate weight_decay epochs batch_size"
+    shared = "data out backbone weights image_size resize validation_fraction test_fraction task label targets"
+    shared += " class_order group seed max_unreadable cache workers exclude allow_leakage"
+    own = "head hidden_units dropout learning_rate weight_decay epochs batch_size calibrate_scores"
     assert [field.name for field in dataclasses.fields(Experiment)] == shared.split()
     assert set(json.loads((trained_run.path / CONFIG).read_text())) == {"recipe", *shared.split(), *own.split()}
 

@@ -129,7 +129,7 @@ def test_gradual_thawing_is_two_phases_in_the_history(tuned: RunDir) -> None:
         ("block6d..top", 2),
     ]
     metrics = read_json(Metrics, tuned.path / rundir.METRICS)
-    assert rows[-1].validation_top1 == metrics.validation.top1
+    assert rows[-1].validation_primary == metrics.validation.top1
     # The tail from float16 activations against the whole model: half a unit in the eleventh bit, through three blocks.
     assert rows[-1].validation_loss == pytest.approx(metrics.validation.log_loss, rel=0.02, abs=2e-3)
     assert rows[0].validation_loss == pytest.approx(metrics.probe_validation.log_loss, rel=0.02, abs=2e-3)
@@ -203,8 +203,9 @@ def test_tensorboard_can_read_its_events(tuned: RunDir) -> None:
 
 
 def test_the_result_says_what_to_do_next(tuned: RunDir) -> None:
-    *_, scores, following = fine_tune.show(tuned).splitlines()
-    assert "validation top-1 100.00 % (linear probe " in scores and "15 photos" in scores
+    *_, validation, test, following = fine_tune.show(tuned).splitlines()
+    assert validation.startswith("validation top-1 100.00 % (") and ", linear probe top-1 " in validation
+    assert test.startswith("test top-1 ") and "15 photos" in test
     assert following == f"next: python -m export.convert {tuned.path}"
 
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny_training import BLOCKS, CLASSES, SIZE, PixelSource, changed, labels_of, tiny_model, weights_of
+from tiny_training import BLOCKS, CLASSES, OUTPUTS, SIZE, PixelSource, changed, labels_of, tiny_model, weights_of
 
 from edgetl.backbones.blocks import blocks_of
 from edgetl.backbones.build import build
@@ -62,7 +62,7 @@ def test_a_step_weighs_classes_and_a_stopped_epoch_keeps_its_loss() -> None:
     model = tiny_model(0.0)
     thaw(model, PHASE, BLOCKS, "frozen")
     trainee = trainee_of(model, (3.0, 1.0, 0.5))
-    trainee.compile(keras.optimizers.SGD(0.0), make_loss(), jit_compile=False)
+    trainee.compile(keras.optimizers.SGD(0.0), make_loss(OUTPUTS), jit_compile=False)
     labels = labels_of(4)
     pixels = PixelSource(labels).pixels[:, 0]
     probabilities = model(pixels.astype(np.float32)).numpy()[np.arange(4), labels]
@@ -78,7 +78,7 @@ def test_recalibration_is_the_mean_over_batches() -> None:
     model = tiny_model(0.9)
     before = weights_of(model)
     labels = labels_of(14)
-    batches = Batches(PixelSource(labels), labels, CLASSES, 4, 0)
+    batches = Batches(PixelSource(labels), labels, OUTPUTS, 4, 0)
     layers = [model.get_layer(f"{block}_bn") for block in ("two", "three")]
     thaw(model, PHASE, BLOCKS, "recalibrate")
     recalibrate(trainee_of(model), layers, batches.dataset(0, 0))
@@ -103,7 +103,7 @@ def test_recalibration_sees_no_dropout() -> None:
         norm = keras.layers.BatchNormalization(name="norm")
         model = keras.Model(images, norm(x))
         labels = labels_of(8)
-        recalibrate(trainee_of(model), [norm], Batches(PixelSource(labels), labels, CLASSES, 4, 0).dataset(0, 0))
+        recalibrate(trainee_of(model), [norm], Batches(PixelSource(labels), labels, OUTPUTS, 4, 0).dataset(0, 0))
         return weights_of(model)
 
     assert not changed(measured(0.0), measured(0.5))

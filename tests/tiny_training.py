@@ -13,10 +13,12 @@ from edgetl.fine_tuning import FineTuning, Settings
 from edgetl.history import Epoch
 from edgetl.judging import Validation
 from edgetl.optimizers import OptimizerSettings
+from edgetl.outputs import OutputSpec
 from edgetl.phases import Phase, plan
 
 SIZE = 8
 CLASSES = 3
+OUTPUTS = OutputSpec("classification", ("red", "green", "blue"))
 BLOCKS = tuple(Block(name, (f"{name}_conv", f"{name}_bn")) for name in ("one", "two", "three"))
 Arrays = dict[str, np.ndarray]
 
@@ -115,7 +117,7 @@ def tiny_training(
         model or tiny_model(),
         BLOCKS,
         phases or two_phases(),
-        Batches(source, labels, CLASSES, batch_size, seed, sampling),
+        Batches(source, labels, OUTPUTS, batch_size, seed, sampling),
         Validation(PixelSource(labels_of(6), seed=1), labels_of(6)),
         Settings(seed, OptimizerSettings(**(optimizer or {})), **{"warmup_epochs": 0.5, **settings}),
         checkpoint=checkpoint,
