@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tyro.conf import Fixed, Suppress
 
 from edgetl import comparison, cross_validation, data, domain, features, logme, rundir
+from edgetl.audit import gate
 from edgetl.backbones import registry
 from edgetl.backbones.backbone import Backbone
 from edgetl.config import checked, command, to_json
@@ -134,7 +135,7 @@ def main(config: Config) -> Choice:
     """
     config = checked(config)
     rows = named(config)
-    examples = experiment.find_examples(config)
+    examples = gate.admit(experiment.find_examples(config), config.exclude, config.allow_leakage)
     sample = sampled(config, examples)
     with rundir.writing(config.out, RECIPE, config) as run:
         rows, skipped = available(config, rows)
