@@ -186,7 +186,7 @@ def finish(model: keras.Model) -> keras.Model:
     (before,) = last._inbound_nodes[node].input_tensors
     activation = "softmax" if isinstance(last, RankedDense) else "linear"
     dense = keras.layers.Dense(last.units, activation=activation, name=last.name)
-    finished = keras.Model(model.input, dense(before), name=model.name)
+    finished = keras.Model(model.inputs[0], dense(before), name=model.name)
     dense.set_weights(last.folded(*(np.array(weight, np.float64) for weight in last.get_weights())))
     return finished
 
