@@ -165,7 +165,7 @@ def hard(config: Config, folder: Path) -> Iterator[dict[str, Any]]:
 def on_validation(run: Any) -> float:
     """What a run's int8 artifact loses on validation photos, as measured or as expected, whichever is more."""
     from edgetl.comparison import compare
-    from export.evaluate import EvaluationSet
+    from export.predictions import EvaluationSet
 
     said = EvaluationSet(run, run.splits().validation).predictions([run.export_path / "int8.tflite"])
     found = compare(said.labels, said.keras, said.outputs[0], run.outputs)
