@@ -1,6 +1,6 @@
 """What a page is made of: sections of blocks, one template each. All text is plain; the template escapes it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from markupsafe import Markup
@@ -136,6 +136,15 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Caution:
+    """Something to beware of."""
+
+    title: str
+    """In a few words."""
+    text: str
+
+
+@dataclass(frozen=True)
 class Summary:
     """The head of the page."""
 
@@ -143,7 +152,7 @@ class Summary:
     tiles: tuple[Tile, ...]
     reasons: tuple[str, ...]
     """Why this artifact."""
-    cautions: tuple[str, ...] = field(default=())
+    cautions: tuple[Caution, ...]
     """What to beware of."""
 
 
@@ -163,6 +172,11 @@ def points(share: float | None, digits: int = 2) -> str:
         return "\u2013"
     text = _signed(100 * share, digits)
     return text if text.startswith(MINUS) or not float(text) else f"+{text}"
+
+
+def change_between(drop_low: float, drop_high: float) -> str:
+    """The interval of a loss, told as a change: in points, the worst end first."""
+    return f"{points(-drop_high, 1)} to {points(-drop_low, 1)}"
 
 
 def milliseconds(time: float | None) -> str:

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 
 from edgetl.scores import PRIMARY
 from export import schemes
-from export.reporting.blocks import Summary, between, megabytes, milliseconds, percent, points
+from export.reporting.blocks import Summary, between, change_between, megabytes, milliseconds, percent, points
+from export.reporting.conditions import worst_slice
 from export.reporting.joined import Report
 from export.reporting.material import Material
 from export.reporting.sections import recipe_command
@@ -70,7 +71,8 @@ def card(material: Material, summary: Summary) -> str:
         "## Figures",
         "",
         f"Measured on {report.artifacts[0].samples} test photos, on the files themselves; brackets: 95 % intervals. "
-        f"Keras: {name} {percent(report.keras_primary)} ({between(report.keras_primary_low, report.keras_primary_high)}).",
+        f"Keras: {name} {percent(report.keras_primary)} "
+        f"({between(report.keras_primary_low, report.keras_primary_high)}).",
         "",
         *_figures(report),
         "",
@@ -82,7 +84,7 @@ def card(material: Material, summary: Summary) -> str:
         "",
         "## Limits",
         "",
-        *(f"- {escaped(caution)}" for caution in summary.cautions),
+        *(f"- {escaped(f'{caution.title} {caution.text}')}" for caution in summary.cautions),
         f"- Known to the author: {TO_FILL_IN}",
         "",
         "## How to reproduce",
@@ -105,18 +107,23 @@ def _splits(material: Material) -> str:
 
 
 def _figures(report: Report) -> Iterable[str]:
-    yield f"| artifact | MB | {PRIMARY[report.task]} | drop, points | ms on the machine that made this |"
+    yield f"| artifact | MB | {PRIMARY[report.task]} | change, points | ms on the machine that made this |"
     yield "|---|---:|---:|---:|---:|"
     for row in report.artifacts:
         yield (
             f"| {row.scheme} | {megabytes(row.size_bytes)} | {percent(row.primary)} "
-            f"({between(row.primary_low, row.primary_high)}) | {points(row.drop)} "
-            f"({points(row.drop_low, 1)} to {points(row.drop_high, 1)}) | {milliseconds(row.latency_ms_median)} |"
+            f"({between(row.primary_low, row.primary_high)}) | {points(-row.drop)} "
+            f"({change_between(row.drop_low, row.drop_high)}) | {milliseconds(row.latency_ms_median)} |"
         )
 
 
 def _slices(material: Material) -> Iterable[str]:
-    yield from ()
+    """The part of the data that is most behind, by each column."""
+    found = material.result(material.shipped).details.slices
+    if found:
+        yield from ("By what else is known of the photos:", "")
+        yield from (f"- {escaped(worst_slice(column))}" for column in found)
+        yield ""
 
 
 def _code(command: str) -> Iterable[str]:

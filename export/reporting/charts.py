@@ -7,6 +7,7 @@ several side by side. Text goes through ElementTree, which escapes it.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from xml.etree import ElementTree as Xml
 
 import numpy as np
@@ -19,7 +20,12 @@ LINE = 13
 LOG_FROM = 8.0
 """Positive values whose largest is so many times the smallest are put on a logarithmic axis."""
 
+LETTER = 6.4
+"""Width of a letter of a name, on average."""
+
 Range = tuple[float, float]
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
 
 
 @dataclass(frozen=True)
@@ -198,25 +204,35 @@ def dots(title: str, values: Sequence[Dot], x_title: str, y_title: str, note: st
 
 
 def _labels(drawing: Drawing, values: Sequence[Dot]) -> list[tuple[float, float, str]]:
-    """Place each name beside its dot, moved up or down until it covers no other name."""
-    taken: list[tuple[float, float, float]] = []
+    """Place each name beside its dot, where it covers least of other names, dots and intervals."""
+    centres = [(drawing.x.at(dot.x), drawing.y.at(dot.y)) for dot in values]
+    taken: list[Box] = [
+        (x - d.radius, y - d.radius, x + d.radius, y + d.radius) for d, (x, y) in zip(values, centres, strict=True)
+    ]
+    lines = [
+        (x - 1, drawing.y.at(d.high), x + 1, drawing.y.at(d.low)) for d, (x, _) in zip(values, centres, strict=True)
+    ]
     places: dict[int, tuple[float, float, str]] = {}
-    for index in sorted(range(len(values)), key=lambda i: values[i].y):
-        dot = values[index]
-        x, width = drawing.x.at(dot.x), 6.2 * len(dot.name)
-        right = x + dot.radius + 5 + width <= WIDTH - 2
-        start = x + dot.radius + 5 if right else x - dot.radius - 5 - width
-        wished = drawing.y.at(dot.y) + 4
-        for move in sorted(range(-12, 13), key=abs):
-            y = wished + move * LINE / 2
-            free = all(abs(y - other) >= LINE or start > end or start + width < begin for begin, end, other in taken)
-            if free and TOP + LINE / 2 <= y <= drawing.y.start - 2:
-                break
-        else:
-            y = wished
-        taken.append((start, start + width, y))
-        places[index] = (x + dot.radius + 5, y, "start") if right else (x - dot.radius - 5, y, "end")
+    for index in sorted(range(len(values)), key=lambda i: (values[i].style != "main", -values[i].y)):
+        (x, y), dot = centres[index], values[index]
+        width, gap = LETTER * len(dot.name), dot.radius + 4
+        best = math.inf
+        for side, move in product(("start", "end"), range(-9, 10)):
+            start = x + gap if side == "start" else x - gap - width
+            middle = y + move * LINE / 2
+            box = (start, middle - LINE / 2, start + width, middle + LINE / 2)
+            outside = start < LEFT - 8 or start + width > WIDTH or box[1] < 0 or box[3] > drawing.y.start
+            cost = abs(move) + (side == "end") + 20 * sum(_overlap(box, other) for other in taken) + 1000 * outside
+            cost += 4 * sum(_overlap(box, other) for other in lines)
+            if cost < best:
+                best, chosen = cost, box
+                places[index] = (start if side == "start" else start + width, middle + 4, side)
+        taken.append(chosen)
     return [places[index] for index in range(len(values))]
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def lines(
@@ -263,9 +279,11 @@ def cloud(title: str, series: Sequence[Series], x_title: str, y_title: str, *, e
 
 def reliability(title: str, series: Sequence[Series], note: str = "") -> Chart:
     """Share that is right over the score given: on the diagonal, scores are probabilities."""
-    drawing = Drawing(title, (0.0, 1.0), (0.0, 1.0), height=300)
+    lowest = min((value for each in series for value in (*each.x, *each.y)), default=0.0)
+    ends = (max(math.floor(10 * lowest - 0.2), 0) / 10, 1.0)
+    drawing = Drawing(title, ends, ends)
     drawing.axes("score given, %", "share that is right, %", percent=True, x_percent=True)
-    drawing.path("line rule", (0.0, 1.0), (0.0, 1.0))
+    drawing.path("line rule", ends, ends)
     for each in series:
         drawing.path(f"line {each.style}", each.x, each.y)
         for x, y in zip(each.x, each.y, strict=True):
@@ -275,18 +293,35 @@ def reliability(title: str, series: Sequence[Series], note: str = "") -> Chart:
 
 
 def bars(
-    title: str, values: Sequence[float], names: Sequence[str], x_title: str, y_title: str, note: str = ""
+    title: str,
+    values: Sequence[float],
+    names: Sequence[str],
+    x_title: str,
+    y_title: str,
+    *,
+    ends: Range | None = None,
+    note: str = "",
 ) -> Chart:
-    """One bar after the other, in their order."""
-    high = max(values, default=0.0) or 1.0
-    drawing = Drawing(title, (-0.5, max(len(values), 1) - 0.5), (0.0, high * 1.06))
+    """One bar after the other, in their order.
+
+    Args:
+        title: stands above.
+        values: their heights, from 0.
+        names: shown under the pointer.
+        x_title: of the horizontal axis.
+        y_title: of the vertical axis.
+        ends: what the left side of the first bar and the right side of the last stand for; None: they are counted.
+        note: stands below.
+    """
+    low, high = ends or (-0.5, max(len(values), 1) - 0.5)
+    drawing = Drawing(title, (low, high), (0.0, (max(values, default=0.0) or 1.0) * 1.06))
     drawing.axes(x_title, y_title)
-    step = drawing.x.at(1) - drawing.x.at(0)
+    step = (drawing.x.end - drawing.x.start) / max(len(values), 1)
     for index, (value, name) in enumerate(zip(values, names, strict=True)):
         top = drawing.y.at(value)
         if drawing.y.start - top >= 0.05:
-            x, width = drawing.x.at(index) - 0.4 * step, 0.8 * step
-            drawing.add("rect", "bar", x=x, y=top, width=max(width, 0.3), height=drawing.y.start - top, tip=name)
+            x, width = drawing.x.start + (index + 0.1) * step, max(0.8 * step, 0.3)
+            drawing.add("rect", "bar", x=x, y=top, width=width, height=drawing.y.start - top, tip=name)
     return Chart(title, drawing.done(), note=note)
 
 

@@ -26,7 +26,7 @@ def class_blocks(material: Material) -> tuple[Block, ...]:
 
 def _both(material: Material) -> tuple[ClassScores, ClassScores]:
     keras = material.evaluation.keras
-    found = next(each.scores for each in material.evaluation.artifacts if each.scheme == material.quantized)
+    found = material.result(material.quantized).scores
     if not isinstance(keras, ClassScores) or not isinstance(found, ClassScores):
         raise TypeError(f"Expected scores of classes. Received: {keras.task}, {found.task}")
     return keras, found

@@ -2,41 +2,22 @@
 
 import csv
 import json
-import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgetl.audit.findings import Audit
 from edgetl.errors import ArtifactError
 from edgetl.history import Epoch, from_csv
-from edgetl.metrics import primary
 from edgetl.outputs import OutputSpec
 from edgetl.rundir import CONFIG, SPLITS, RunDir, read_json
 from export import schemes
-from export.evaluate import EvaluationReport
-from export.reporting.joined import Report, order
+from export.evaluate import ArtifactScores, EvaluationReport, Stored, predictions_of
+from export.reporting.joined import Report
 
-PREDICTIONS = "predictions.npz"
 HISTORY = "history.csv"
 AUDIT = "audit.json"
-
-
-@dataclass(frozen=True, eq=False)
-class Said:
-    """What the models say of the same test photos."""
-
-    ids: tuple[str, ...]
-    labels: NDArray[Any]
-    """See `edgetl.metrics.score`."""
-    keras: NDArray[np.float32]
-    """[n, k]."""
-    schemes: dict[str, NDArray[np.float32]]
-    """Scheme -> [n, k], dequantized."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +41,8 @@ class Material:
     run: RunDir
     report: Report
     evaluation: EvaluationReport
-    said: Said | None
-    """None where the evaluation left no predictions."""
+    said: Stored
+    """What the models say of the same test photos."""
     history: tuple[Epoch, ...]
     layers: dict[str, tuple[Layer, ...]]
     """Scheme -> operators in execution order."""
@@ -93,6 +74,10 @@ class Material:
         others = [row.scheme for row in self.report.artifacts if schemes.get(row.scheme).weights != "float32"]
         return "int8" if "int8" in others else (*others, self.shipped)[0]
 
+    def result(self, scheme: str) -> ArtifactScores:
+        """What an artifact scored."""
+        return next(each for each in self.evaluation.artifacts if each.scheme == scheme)
+
 
 def gather(run: RunDir, report: Report, evaluation: EvaluationReport, *, data: str, audit: Path | None) -> Material:
     """Read what there is.
@@ -106,7 +91,7 @@ def gather(run: RunDir, report: Report, evaluation: EvaluationReport, *, data: s
 
     Raises:
         RunError: a file is damaged.
-        ArtifactError: predictions are of another evaluation, or the audit that was named is missing.
+        ArtifactError: predictions are not those of the evaluation, or the audit that was named is missing.
     """
     with (run.path / SPLITS).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -115,7 +100,7 @@ def gather(run: RunDir, report: Report, evaluation: EvaluationReport, *, data: s
         run=run,
         report=report,
         evaluation=evaluation,
-        said=_said(run, report, evaluation),
+        said=predictions_of(run, evaluation),
         history=from_csv(history.read_text(encoding="utf-8"), str(history)) if history.is_file() else (),
         layers={
             row.scheme: _layers(path) for row in report.artifacts if (path := _layer_file(run, row.scheme)).is_file()
@@ -129,30 +114,6 @@ def gather(run: RunDir, report: Report, evaluation: EvaluationReport, *, data: s
         grouped=any(row.get("group") for row in rows),
         data=data,
     )
-
-
-def _said(run: RunDir, report: Report, evaluation: EvaluationReport) -> Said | None:
-    """Read what models said, and make sure that it is what was scored."""
-    path = run.export_path / PREDICTIONS
-    if not path.is_file():
-        return None
-    advice = f"Run python -m export.evaluate {run.path}"
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        found = Said(tuple(map(str, arrays.pop("ids"))), arrays.pop("labels"), arrays.pop("keras"), arrays)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ArtifactError(f"{path}: damaged ({error}). {advice}") from None
-    scored = {result.scheme: result.scores for result in evaluation.artifacts}
-    for name, outputs, scores in (
-        ("keras", found.keras, evaluation.keras),
-        *((row.scheme, found.schemes.get(row.scheme), scored[row.scheme]) for row in report.artifacts),
-    ):
-        # The same numbers through the same function: the last digit may differ with the processor, no more.
-        if outputs is None or abs(primary(found.labels, outputs, run.outputs) - scores.primary) > 1e-9:
-            raise ArtifactError(f"{path}: not of the evaluation beside it ({name} differs). {advice}")
-    kept = sorted((row.scheme for row in report.artifacts), key=order)
-    return Said(found.ids, found.labels, found.keras, {scheme: found.schemes[scheme] for scheme in kept})
 
 
 def _layer_file(run: RunDir, scheme: str) -> Path:

@@ -9,7 +9,7 @@ from export.reporting.material import Material
 def label_blocks(material: Material) -> tuple[Block, ...]:
     """Hits, misses and false alarms of each label at its threshold, and the whole."""
     keras = material.evaluation.keras
-    after = next(each.scores for each in material.evaluation.artifacts if each.scheme == material.quantized)
+    after = material.result(material.quantized).scores
     if not isinstance(keras, MultiLabelScores) or not isinstance(after, MultiLabelScores):
         raise TypeError(f"Expected scores of labels. Received: {keras.task}, {after.task}")
     drops = material.report.row(material.quantized).drops

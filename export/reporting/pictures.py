@@ -14,8 +14,9 @@ from edgetl import data
 from edgetl.attention import grad_cam
 from edgetl.console import progress, quiet_tensorflow
 from edgetl.errors import BackboneError, DatasetError
+from export.evaluate import Stored
 from export.reporting.blocks import Card
-from export.reporting.material import Material, Said
+from export.reporting.material import Material
 from export.reporting.views import VIEWS
 
 if TYPE_CHECKING:
@@ -48,18 +49,16 @@ def pictures(material: Material, photos: int, maps: int) -> Pictures:
     """Choose photos, read them once, and make cards.
 
     Args:
-        material: the run; with predictions.
+        material: the run.
         photos: of each kind, at most; 0 reads none.
         maps: on which is shown where the network looks; 0 leaves Keras alone.
     """
     said = material.said
-    if said is None:
-        return Pictures(missing="The evaluation left no predictions.")
     view, spec = VIEWS[material.spec.task], material.spec
     badness = view.wrong(said.labels, said.schemes[material.shipped], spec)
     distance = view.apart(said.keras, said.schemes[material.quantized], spec)
     worst, differing = _first(badness, photos), _first(distance, photos)
-    looked = _to_look_at(badness, min(maps, photos and maps))
+    looked = _to_look_at(badness, maps if photos else 0)
     counts = {
         "wrong": int((badness > 0).sum()) if spec.task != "regression" else 0,
         "differing": int((distance > 0).sum()),
@@ -93,7 +92,7 @@ def _to_look_at(badness: NDArray[np.float64], most: int) -> list[int]:
     return worst + rest[::step][: most - len(worst)]
 
 
-def _pixels(material: Material, said: Said, wanted: Sequence[int]) -> tuple[dict[int, data.Pixels], str]:
+def _pixels(material: Material, said: Stored, wanted: Sequence[int]) -> tuple[dict[int, data.Pixels], str]:
     """Read photos as the network sees them; one that is gone or was changed is left out, and told."""
     if not wanted:
         return {}, ""
@@ -115,7 +114,7 @@ def _pixels(material: Material, said: Said, wanted: Sequence[int]) -> tuple[dict
 
 
 def _maps(
-    material: Material, said: Said, chosen: NDArray[np.int64], pixels: dict[int, data.Pixels]
+    material: Material, said: Stored, chosen: NDArray[np.int64], pixels: dict[int, data.Pixels]
 ) -> tuple[dict[int, NDArray[np.float32]], str]:
     """Ask the Keras model where it looks."""
     if not len(chosen):
@@ -135,7 +134,7 @@ def _maps(
 
 def _cards(
     material: Material,
-    said: Said,
+    said: Stored,
     chosen: Sequence[int],
     pixels: dict[int, data.Pixels],
     models: Sequence[str],

@@ -4,7 +4,7 @@ import numpy as np
 
 from edgetl.scores import RegressionScores
 from export.reporting import charts
-from export.reporting.blocks import Block, Charts, Missing, Row, Table, percent, points, value
+from export.reporting.blocks import Block, Charts, Row, Table, percent, points, value
 from export.reporting.material import Material
 
 DRAWN = 600
@@ -16,7 +16,7 @@ TARGETS = 6
 def target_blocks(material: Material) -> tuple[Block, ...]:
     """Errors of each target, predicted against true, and what is left over."""
     keras = material.evaluation.keras
-    after = next(each.scores for each in material.evaluation.artifacts if each.scheme == material.quantized)
+    after = material.result(material.quantized).scores
     if not isinstance(keras, RegressionScores) or not isinstance(after, RegressionScores):
         raise TypeError(f"Expected scores of targets. Received: {keras.task}, {after.task}")
     drops = material.report.row(material.quantized).drops
@@ -48,8 +48,6 @@ def target_blocks(material: Material) -> tuple[Block, ...]:
 
 
 def _clouds(material: Material) -> tuple[Block, ...]:
-    if material.said is None:
-        return (Missing("No predictions are stored.", f"python -m export.evaluate {material.run.path}"),)
     labels, outputs = material.said.labels, material.said.schemes[material.quantized]
     chosen = np.unique(np.linspace(0, len(labels) - 1, min(DRAWN, len(labels))).astype(np.int64))
     note = f"{len(chosen)} of {len(labels)} test photos." if len(chosen) < len(labels) else ""

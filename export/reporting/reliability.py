@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from edgetl.metrics import confidences
 from export.reporting import charts
-from export.reporting.blocks import Block, Charts, Missing, Text, percent
+from export.reporting.blocks import Block, Charts, Text, percent
 from export.reporting.material import Material
 
 BINS = 10
@@ -15,17 +15,18 @@ FEWEST = 10
 
 def reliability_blocks(material: Material) -> tuple[Block, ...]:
     """The diagram of Keras and of the quantized artifact, and what it says."""
-    if material.said is None:
-        return (Missing("No predictions are stored.", f"python -m export.evaluate {material.run.path}"),)
     said, scheme = material.said, material.quantized
     series = []
     for name, outputs, style in ((scheme, said.schemes[scheme], "main"), ("Keras", said.keras, "other")):
         scores, right = confidences(said.labels, outputs, material.spec)
         series.append(charts.Series(name, *_bins(scores, right), style))
-    chart = charts.reliability(
-        "Score given against share that is right",
-        series,
-        f"Bins of {100 // BINS} points with at least {FEWEST} scores. Below the diagonal scores promise too much.",
+    drawn = (
+        charts.reliability(
+            "Score given against share that is right",
+            series,
+            f"Bins of {100 // BINS} points with at least {FEWEST} scores. Below the diagonal scores promise too much.",
+        ),
+        _histogram(confidences(said.labels, said.schemes[scheme], material.spec)[0], scheme),
     )
     row, before = material.report.row(scheme), material.report.keras_calibration_error
     after = row.calibration_error
@@ -34,7 +35,23 @@ def reliability_blocks(material: Material) -> tuple[Block, ...]:
         f"{scheme} {percent(after)}. A threshold on the score, such as \u201cask a person below 80 %\u201d, means what "
         "it says only where this is small."
     )
-    return (told, Charts((chart,)))
+    return (told, *_temperature(material), Charts(drawn))
+
+
+def _temperature(material: Material) -> tuple[Block, ...]:
+    """What one number more would make of the scores."""
+    found = material.result(material.shipped).details.temperature
+    if found is None:
+        return ()
+    sure = "too sure of itself" if found.temperature > 1 else "not sure enough of itself"
+    before, after = percent(found.calibration_error_before), percent(found.calibration_error_after)
+    return (
+        Text(
+            f"{material.shipped} is {sure}: dividing its logits by {found.temperature:.2f}, fitted on validation "
+            f"photos, would change the calibration error from {before} to {after}, and no answer. --calibrate-scores "
+            "of the recipe writes it into the model."
+        ),
+    )
 
 
 def _bins(scores: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[list[float], list[float]]:
@@ -42,3 +59,14 @@ def _bins(scores: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[list[f
     place = np.clip(np.ceil(scores * BINS) - 1, 0, BINS - 1).astype(np.int64)
     full = [index for index in range(BINS) if (place == index).sum() >= FEWEST]
     return [float(scores[place == i].mean()) for i in full], [float(right[place == i].mean()) for i in full]
+
+
+def _histogram(scores: NDArray[np.float64], scheme: str) -> charts.Chart:
+    """How often each score is given."""
+    low = min(np.floor(BINS * scores.min() + 1e-9), BINS - 1) / BINS
+    edges = np.linspace(low, 1, round((1 - low) * 2 * BINS) + 1)
+    counts, _ = np.histogram(np.clip(scores, low, 1), edges)
+    names = [f"{100 * a:.0f} to {100 * b:.0f} %: {n}" for a, b, n in zip(edges, edges[1:], counts, strict=False)]
+    return charts.bars(
+        f"How sure {scheme} is", counts.tolist(), names, "score given, %", "scores", ends=(100 * float(low), 100.0)
+    )

@@ -23,12 +23,14 @@ from export.reporting.blocks import (
     Table,
     Text,
     between,
+    change_between,
     count,
     megabytes,
     milliseconds,
     percent,
     points,
 )
+from export.reporting.conditions import SLICES, SPOILT, robustness_blocks, slice_blocks
 from export.reporting.material import Layer, Material
 from export.reporting.pictures import Pictures
 from export.reporting.reliability import reliability_blocks
@@ -46,6 +48,8 @@ def sections(material: Material, pictures: Pictures) -> tuple[Section, ...]:
         _training(material),
         _errors(material),
         *(() if material.spec.task == "regression" else (_scores(material),)),
+        Section("slices", "Is it worse for some photos?", slice_blocks(material), SLICES),
+        Section("robustness", "Blur, noise, compression, light", robustness_blocks(material), SPOILT),
         *_photos(material, pictures),
         _layers(material),
         _devices(material),
@@ -72,8 +76,8 @@ def _artifacts(material: Material) -> Section:
                 megabytes(row.gzip_bytes),
                 percent(row.primary),
                 between(row.primary_low, row.primary_high),
-                points(row.drop),
-                f"{points(row.drop_low, 1)} to {points(row.drop_high, 1)}",
+                points(-row.drop),
+                change_between(row.drop_low, row.drop_high),
                 percent(row.agreement),
                 percent(row.calibration_error),
                 milliseconds(row.latency_ms_median),
@@ -83,7 +87,7 @@ def _artifacts(material: Material) -> Section:
         )
         for row in report.artifacts
     )
-    columns = ("artifact", "MB", "MB gzip", name, "95 %", "drop", "95 %", "as Keras", "calib. error", "ms", "ms p90")
+    columns = ("artifact", "MB", "MB gzip", name, "95 %", "change", "95 %", "as Keras", "calib. error", "ms", "ms p90")
     where = (
         f"ms: median of one photo, {report.threads} thread(s), {report.kernels} kernels, {report.device}."
         if report.threads
@@ -93,8 +97,8 @@ def _artifacts(material: Material) -> Section:
         f"Measured on {count(report.artifacts[0].samples, 'test photo')}, on the files themselves",
         columns,
         rows,
-        note=f"drop: points of {name} lost against Keras ({percent(report.keras_primary)}) on the same photos, "
-        f"with a paired interval. as Keras: share of photos of which both say the same. {where}",
+        note=f"change: points of {name} against Keras ({percent(report.keras_primary)}) on the same photos, negative: "
+        f"lost; with a paired interval. as Keras: share of photos of which both say the same. {where}",
     )
     missing = (
         () if report.threads else (Missing("Latencies were not measured.", f"python -m export.benchmark {report.run}"),)
@@ -170,7 +174,7 @@ def _errors(material: Material) -> Section:
 
 
 def _scores(material: Material) -> Section:
-    return Section("reliability", "Can the scores be trusted?", reliability_blocks(material))
+    return Section("scores", "Can the scores be trusted?", reliability_blocks(material))
 
 
 def _photos(material: Material, pictures: Pictures) -> Iterator[Section]:
@@ -183,22 +187,19 @@ def _photos(material: Material, pictures: Pictures) -> Iterator[Section]:
         )
         lead = f"{material.shipped}: {wrong}. Some may be wrong labels rather than wrong answers."
         yield Section("mistakes", "Worst mistakes", (*gone, Gallery(pictures.mistakes)), lead)
-    told = f"Keras and {material.quantized} say something else of {count(pictures.differing, 'test photo')}"
-    told += "." if pictures.disagreements else ", so there is nothing to show."
-    if material.said is not None:
-        gallery = (Gallery(pictures.disagreements),) if pictures.disagreements else ()
-        yield Section("disagreements", "Where quantization changes the answer", (Text(told), *gone, *gallery))
+    photos = count(material.report.artifacts[0].samples, "test photo")
+    told = f"Keras and {material.quantized} say something else of {pictures.differing} of {photos}."
+    gallery = (Gallery(pictures.disagreements),) if pictures.disagreements else ()
+    title = "Where quantization changes the answer"
+    yield Section("disagreements", title, (Text(told), *(gone if pictures.differing else ()), *gallery))
     if pictures.looks:
         lead = (
             "Grad-CAM on the Keras model: the places that speak for its answer, on mistakes first and then on photos "
             "that it gets right. Heat on the background or on a watermark is a warning."
         )
-        yield Section("looks", "Where the network looks", (Gallery(pictures.looks),), lead)
+        yield Section("attention", "Where the network looks", (Gallery(pictures.looks),), lead)
     elif pictures.unmapped:
-        yield Section("looks", "Where the network looks", (Missing(pictures.unmapped),))
-    if not material.said:
-        command = f"python -m export.evaluate {material.run.path}"
-        yield Section("mistakes", "Worst mistakes", (Missing("No predictions are stored.", command),))
+        yield Section("attention", "Where the network looks", (Missing(pictures.unmapped),))
 
 
 def _layers(material: Material) -> Section:

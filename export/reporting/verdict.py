@@ -7,7 +7,19 @@ from edgetl.history import watch
 from edgetl.outputs import Task
 from edgetl.scores import PRIMARY, ClassScores, RegressionScores
 from export import schemes
-from export.reporting.blocks import Summary, Tile, between, count, megabytes, milliseconds, percent, points
+from export.reporting.blocks import (
+    Caution,
+    Summary,
+    Tile,
+    between,
+    change_between,
+    count,
+    megabytes,
+    milliseconds,
+    percent,
+    points,
+)
+from export.reporting.conditions import worst_slice
 from export.reporting.joined import ALIKE, BUDGET, samples_of
 from export.reporting.material import Material
 from export.reporting.table import uneven
@@ -16,6 +28,8 @@ FEW_PHOTOS = 10
 """Test photos of a class, below which its figures say next to nothing."""
 WIDE = 0.02
 """An interval that reaches further than this to one side is worth a word: two points."""
+SURE = 0.05
+"""A slice is named as behind if chance alone puts one as far behind more rarely than this."""
 UNSURE = 0.05
 """Calibration error from which scores should not be read as probabilities."""
 
@@ -55,8 +69,7 @@ def summary(material: Material) -> Summary:
 def _tiles(material: Material) -> Iterator[Tile]:
     report, row = material.report, material.report.row(material.shipped)
     yield Tile(percent(row.primary), PRIMARY[report.task], f"{between(row.primary_low, row.primary_high)}")
-    interval = f"{points(row.drop_low, 1)} to {points(row.drop_high, 1)}"
-    yield Tile(points(row.drop, 2), "points lost to Keras", interval)
+    yield Tile(points(-row.drop), "points against Keras", change_between(row.drop_low, row.drop_high))
     yield Tile(f"{megabytes(row.size_bytes)} MB", "file", f"{megabytes(row.gzip_bytes)} MB compressed")
     if row.latency_ms_median is None:
         yield Tile("\u2013", "latency", "not measured")
@@ -90,68 +103,64 @@ def _reasons(material: Material) -> Iterator[str]:
         yield "For an NPU or a microcontroller take int8: these compute in integers only."
 
 
-def _cautions(material: Material) -> Iterator[str]:
+def _cautions(material: Material) -> Iterator[Caution]:
     """What to beware of, what weighs most first."""
     report, row = material.report, material.report.row(material.shipped)
-    yield from (
-        f"{device.name} did not compute what this machine does with {device.scheme}: its check FAILED. See Devices."
-        for device in report.devices
-        if device.passed is False
-    )
-    yield from _about_data(material)
+    for device in report.devices:
+        if device.passed is False:
+            told = f"{device.name} does not compute with {device.scheme} what this machine does. See Devices."
+            yield Caution("A device failed.", told)
+    if report.noisy:
+        yield Caution("Don\u2019t trust the times.", "The machine was busy while they were measured. Measure again.")
     if material.history and (found := watch(material.history, PRIMARY[report.task])).line:
-        yield f"Training was {found.line}."
+        yield Caution("It overfits.", f"{found.line}.")
+    yield from _about_data(material)
+    yield from _about_size(material)
+    if share := _most_common(material):
+        told = f"Always saying \u201c{share[0]}\u201d is right on {percent(share[1])} of the test photos."
+        yield Caution("Where zero is.", told)
+    if told := uneven(row, report):
+        yield Caution("Quantization is unfair.", f"{told}.")
+    for column in material.result(material.shipped).details.slices:
+        if column.worst.p < SURE and column.worst.gap > 0:
+            yield Caution("It is worse for some photos.", f"{worst_slice(column)}")
+    if row.calibration_error is not None and row.calibration_error > UNSURE:
+        told = f"They are {percent(row.calibration_error)} off on average. Choose thresholds on photos of your own."
+        yield Caution("Scores are no probabilities.", told)
+    if not report.devices:
+        times = " The times are of this machine." if report.threads else ""
+        yield Caution("No device has run it.", f"python -m export.deploy tries it on yours.{times}")
+
+
+def _about_data(material: Material) -> Iterator[Caution]:
+    audit = material.audit
+    if audit is None:
+        told = "Copies of a photo in training and test make figures too good, wrong labels make them meaningless."
+        yield Caution("The data was not audited.", f"{told} See Data.")
+    elif leaks := sum(group.leaks for group in audit.copies):
+        told = f"{count(leaks, 'photo has copies', 'photos have copies')} in more than one split: figures are too good."
+        yield Caution("Data leaks.", told)
+    if not material.grouped:
+        told = (
+            "If several show one object, day or camera, the test is easier than use will be. Name groups in a manifest."
+        )
+        yield Caution("Photos were divided one by one.", told)
+    told = "Another camera, light or place can cost far more than quantization. Try it on photos of your own."
+    yield Caution("Tested on photos of the same source.", told)
+
+
+def _about_size(material: Material) -> Iterator[Caution]:
+    """How much luck there is in the figures."""
+    report, row = material.report, material.report.row(material.shipped)
     half = max(row.primary - row.primary_low, row.primary_high - row.primary)
     if half > WIDE:
-        yield (
-            f"The test set is small: {count(row.samples, 'photo')}. Differences below {100 * half:.1f} points "
-            "between two trainings may be luck."
-        )
-    if share := _most_common(material):
-        yield f"Always saying \u201c{share[0]}\u201d would be right on {percent(share[1])} of the test photos."
+        told = f"{count(row.samples, 'photo')}: {100 * half:.1f} points more or less in another training may be luck."
+        yield Caution("The test set is small.", told)
     few = [name for name, samples in report.output_samples.items() if samples < FEW_PHOTOS]
     if few and report.task != "regression":
         named = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
-        yield f"Fewer than {FEW_PHOTOS} test photos of {named}: the figures of these say next to nothing."
-    if told := uneven(row, report):
-        yield f"{told}."
-    if row.calibration_error is not None and row.calibration_error > UNSURE:
-        yield (
-            f"Scores are no probabilities: they are {percent(row.calibration_error)} off on average. Choose thresholds "
-            "on photos of your own."
-        )
-    yield from _about_latency(material)
-
-
-def _about_data(material: Material) -> Iterator[str]:
-    audit = material.audit
-    if audit is None:
-        yield (
-            "The data was not audited: copies of one photo in training and test would make these figures too good, and "
-            "wrong labels would make them meaningless. See Data."
-        )
-    elif leaks := sum(group.leaks for group in audit.copies):
-        yield f"{count(leaks, 'photo has copies', 'photos have copies')} in more than one split: figures are too good."
-    if not material.grouped:
-        yield (
-            "Photos were divided one by one. If several show the same object, day or camera, the test photos are "
-            "easier than what comes in use: name groups in a manifest."
-        )
-    yield (
-        "The test photos are of the same source as the training photos. Another camera, light or place can cost far "
-        "more than quantization: try some of your own photos before you rely on it."
-    )
-
-
-def _about_latency(material: Material) -> Iterator[str]:
-    report = material.report
-    if report.noisy:
-        yield "The machine was busy while latencies were measured: do not trust the times, measure again."
-    if not report.devices:
-        yield (
-            f"No device has run it yet{'; the times are of this machine' if report.threads else ''}. "
-            f"python -m export.deploy {report.run} measures on yours."
-        )
+        told = f"Fewer than {FEW_PHOTOS} test photos of {named}: their own figures say next to nothing."
+        yield Caution("Rare classes.", told)
 
 
 def _most_common(material: Material) -> tuple[str, float] | None:
