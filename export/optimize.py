@@ -36,7 +36,7 @@ from export import schemes
 from export.artifacts import device_errors
 from export.choices import Choices, takes_ranges
 from export.conversion import Conversion, Making, opened
-from export.evaluate import EvaluationSet
+from export.predictions import EvaluationSet
 from export.schemes import Scheme
 
 if TYPE_CHECKING:
