@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetl import data
+from edgetl.config import command
 from edgetl.data import Examples
 from edgetl.errors import DatasetError
+from recipes import feature_extraction
 
 PHOTOS = ("a/1.jpg", "a/2.jpg", "b/3.jpg", "b/4.jpg")
 
@@ -280,6 +282,16 @@ def test_links_out_of_the_folder_are_refused(root: Path) -> None:
     (inner / "far").symlink_to(root / "a")
     with pytest.raises(DatasetError, match=r"line 3: far/1\.jpg is a link out of"):
         load(inner, "path,label\nin.jpg,x\nfar/1.jpg,y\n")
+
+
+def test_a_command_ends_with_one_line_and_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "m.csv").write_text(CLASSES + "a/9.jpg,cat\n")
+    argv = ["--data", str(root / "m.csv"), "--out", str(root / "runs/mine")]  # beside the table is fine
+    status = command(feature_extraction.main, feature_extraction.Config, prog="train", argv=argv)
+    assert status == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and "line 6: a/9.jpg" in told[0]
+    assert not (root / "runs").exists()
 
 
 # --- there and back

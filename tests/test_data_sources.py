@@ -187,6 +187,46 @@ def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:
         data.load(str(archive))
 
 
+def test_folders_below_a_class_are_a_column_and_can_be_groups(tmp_path: Path) -> None:
+    files = [f"{name}/{day}/{n}.jpg" for name in "ab" for day in ("mon", "tue", "wed", "thu") for n in range(3)]
+    examples = data.load(str(touch(tmp_path, *files, "a/0.jpg")), group="folder")
+    assert examples.columns == ("folder",)
+    assert {item.id: item.group for item in examples if item.id in ("a/0.jpg", "b/mon/1.jpg")} == {
+        "a/0.jpg": "",
+        "b/mon/1.jpg": "mon",
+    }
+    parts = data.split(examples)
+    days = [{item.group for item in part} - {""} for part in (parts.train, parts.validation, parts.test)]
+    assert not days[0] & days[1] and not days[0] & days[2] and not days[1] & days[2]
+    train = [f"train/{file}" for file in files]
+    inside = data.load(str(touch(tmp_path / "split", *train, "test/a/1.jpg", "test/b/fri/2.jpg")))
+    assert [item.values for item in inside][:3] == [("",), ("fri",), ("mon",)]
+    with pytest.raises(DatasetError, match=r"no column day for --group\. It has folder"):
+        data.load(str(tmp_path / "split"), group="day")
+
+
+def test_ordinal_folders(tmp_path: Path) -> None:
+    root = str(touch(tmp_path, "10/1.jpg", "9/1.jpg", "100/1.jpg"))
+    assert data.load(root).output_names == ("10", "100", "9")
+    ordinal = data.load(root, task="ordinal")
+    assert (ordinal.task, ordinal.output_names) == ("ordinal", ("9", "10", "100"))
+    assert {item.id: item.label for item in ordinal} == {"9/1.jpg": 0, "10/1.jpg": 1, "100/1.jpg": 2}
+    assert data.load(root, class_order=("100", "10", "9")).labels.tolist() == [1, 0, 2]
+
+
+def test_what_only_a_table_can_tell_is_refused(tmp_path: Path) -> None:
+    root = str(touch(tmp_path, "a/1.jpg", "b/1.jpg"))
+    for source, options, message in [
+        (root, {"task": "multi_label"}, "a folder of classes gives no --task multi_label. Write a table"),
+        (root, {"task": "regression"}, "a folder of classes gives no --task regression"),
+        (root, {"label": "species", "targets": ("mm",)}, "--label, --targets can't be followed"),
+        ("elpv", {"class_order": ("a", "b")}, "--class-order can't be followed"),
+        ("elpv", {"group": "module"}, "elpv: no column module for --group. It has cell_type"),
+    ]:
+        with pytest.raises(DatasetError, match=re.escape(message)):
+            data.load(source, **options)  # type: ignore[arg-type]
+
+
 # --- named data sets
 
 
@@ -201,6 +241,26 @@ def test_elpv_has_the_published_counts() -> None:
     assert by_id["images/cell0004.png"] == "functional"  # 0.0
     with Image.open(examples.items[-1].path) as photo:
         assert photo.size == (300, 300)
+
+
+def test_elpv_serves_every_task() -> None:
+    """Counts are those of the published labels.csv: 1508, 295, 106 and 715 cells of the four levels, 1074 mono."""
+    ordinal = data.load("elpv", task="ordinal")
+    levels = {"functional": 1508, "likely_functional": 295, "likely_defective": 106, "defective": 715}
+    assert (ordinal.counts, ordinal.output_names) == (levels, tuple(levels))  # in this order
+    several = data.load("elpv", task="multi_label")
+    assert several.counts == {"defective": 821, "monocrystalline": 1074}
+    numbers = data.load("elpv", task="regression")
+    assert numbers.output_names == ("defect_probability",)
+    assert np.unique(numbers.labels) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    for examples in (ordinal, several, numbers, data.load("elpv")):
+        assert examples.columns == ("cell_type",)
+        assert sum(item.values == ("mono",) for item in examples) == 1074
+        parts = data.split(examples)
+        text = data.write_csv(parts, {})
+        assert data.read_csv(text, examples.root, examples.outputs)[0].test.items == parts.test.items
+    assert [several.label_text(item) for item in several][:1] == ["defective|monocrystalline"]
+    assert (numbers.labels[:, 0] >= 0.5).tolist() == (data.load("elpv").labels == 0).tolist()
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

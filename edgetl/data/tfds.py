@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgetl.data.examples import SPLIT_NAMES
 from edgetl.errors import DatasetError
 
@@ -68,15 +70,21 @@ def _write(name: str, folder: Path) -> None:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["file_name", "split", layout.column, *layout.rest])
+    unlabelled = 0
     total = sum(builder.info.splits[split].num_examples for split in splits)
     with progress(f"write tfds:{name} to {folder}", total) as bar:
         for split in splits:
             (folder / split).mkdir(parents=True, exist_ok=True)
             for at, (photo, cells) in enumerate(_examples(builder, split, layout)):
+                bar.advance()
+                if layout.column == "label" and not cells[0]:
+                    unlabelled += 1
+                    continue
                 file = f"{split}/{at:07d}{_MAGIC.get(photo[:2], '.png')}"
                 _keep(folder / file, photo)
                 table.writerow([file, split if len(splits) > 1 else "", *cells])
-                bar.advance()
+    if unlabelled:
+        log.warning("tfds:%s: %d example(s) left out: without a label", name, unlabelled)
     write_atomic(folder / _TABLE, text.getvalue())
 
 
@@ -114,10 +122,11 @@ def _layout(name: str, info: Any) -> _Layout:
     """Find photo and label: what the data set itself calls input and output, else the only ones of their kind."""
     import tensorflow_datasets as tfds
 
-    features = dict(info.features.items()) if hasattr(info.features, "items") else {}
+    features = dict(sorted(info.features.items())) if hasattr(info.features, "items") else {}  # as read they vary
     image, label = info.supervised_keys[:2] if info.supervised_keys else ("", "")
     images = [image] if image else [key for key, f in features.items() if isinstance(f, tfds.features.Image)]
-    labels = [label] if label else [key for key, f in features.items() if _column(f)]
+    numbers = [key for key, f in features.items() if _column(f) == "target"]
+    labels = [label] if label else [key for key, f in features.items() if _column(f).startswith("label")] or numbers
     for kind, found in (("photo", images), ("label", labels)):
         if len(found) != 1:
             raise DatasetError(f"tfds:{name}: {len(found)} features that are a {kind} ({', '.join(found)}), need 1")
@@ -138,8 +147,8 @@ def _column(feature: Any) -> str:
         return "label"
     if isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, tfds.features.ClassLabel):
         return "labels"
-    number = isinstance(feature, tfds.features.Scalar) and feature.np_dtype.kind in "fiu"
-    return "target" if number else ""
+    number = isinstance(feature, tfds.features.Tensor) and feature.shape == ()
+    return "target" if number and np.dtype(feature.np_dtype).kind in "fiu" else ""
 
 
 def _examples(builder: Any, split: str, layout: _Layout) -> Iterator[tuple[bytes, list[str]]]:
@@ -153,8 +162,8 @@ def _examples(builder: Any, split: str, layout: _Layout) -> Iterator[tuple[bytes
 
 
 def _cell(feature: Any, value: Any) -> str:
-    if hasattr(feature, "int2str"):
-        return str(feature.int2str(int(value))) if value >= 0 else ""
     if getattr(value, "ndim", 0):
         return "|".join(feature.feature.int2str(int(each)) for each in value)
+    if hasattr(feature, "int2str"):
+        return str(feature.int2str(int(value))) if value >= 0 else ""  # -1 means that nobody knows
     return value.decode() if isinstance(value, bytes) else str(value)
