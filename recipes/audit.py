@@ -9,9 +9,11 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from tyro.conf import Fixed, Suppress
 
 from edgetl import data, features
 from edgetl.audit import copies, exclusion, labels, page, quality, shift, summary
@@ -35,6 +37,10 @@ class Config(Experiment):
     are not alike. Writes audit.html, audit.json, and exclude.csv to edit and give to any recipe with --exclude.
     """
 
+    validation_fraction: Annotated[float, Fixed, Suppress] = 0.15
+    test_fraction: Annotated[float, Fixed, Suppress] = 0.25
+    max_unreadable: Annotated[float, Fixed, Suppress] = 1.0
+    allow_leakage: Annotated[bool, Fixed, Suppress] = True
     features: bool = True
     """Judge labels and splits by the backbone's features, which training would compute anyway: minutes, then stored."""
 
@@ -54,7 +60,7 @@ def main(config: Config) -> Result:
         EdgetlError: see `edgetl.errors`; nothing is written then.
     """
     config = checked(config)
-    experiment.check_common(config)
+    experiment.check_common(dataclasses.replace(config, max_unreadable=0.0))
     found = experiment.find_examples(config)
     decided = exclusion.read(config.exclude, found) if config.exclude else []
     check_out(config)
@@ -139,17 +145,15 @@ def by_features(
     table = table_of(config, examples)
     readable = {example.id for example in table.examples}
     once = table.examples.select([e.id for e in looks.examples.select(unique) if e.id in readable])
-    skipped = [reason] if (reason := labels.reason_to_skip(once)) else []
-    doubtful = [] if skipped else labels.find(table.of(once), once, config.seed)
-    shifts, why = shifts_of(config, table.of(once), once)
-    return dataclasses.replace(audit, labels=tuple(doubtful), shifts=shifts, skipped=(*skipped, *why))
+    doubtful, why = labels.find(table.of(once), once, config.seed)
+    shifts, skipped = shifts_of(config, table.of(once), once)
+    return dataclasses.replace(audit, labels=tuple(doubtful), shifts=shifts, skipped=(*filter(None, [why]), *skipped))
 
 
 def table_of(config: Config, examples: data.Examples) -> features.Features:
-    """Compute features as a recipe would, so that it finds them stored; unreadable photos don't stop an audit."""
+    """Compute features as a recipe would, so that it finds them stored."""
     row, spec = experiment.row_and_spec(config)
-    tolerant = dataclasses.replace(config, max_unreadable=1.0)
-    return experiment.extract(tolerant, row, spec, examples, experiment.build_backbone(config, row, spec))
+    return experiment.extract(config, row, spec, examples, experiment.build_backbone(config, row, spec))
 
 
 def shifts_of(

@@ -12,11 +12,13 @@ import pytest
 from photos import make_photo_folder
 from PIL import Image
 
-from edgetl.audit import page, summary
+from edgetl.audit import copies, page, summary
 from edgetl.audit.findings import Audit, Copy, CopyGroup, Finding, LabelIssue
+from edgetl.audit.looks import look_at
 from edgetl.config import from_json, to_json
 from edgetl.data import load
 from edgetl.errors import ConfigError, DatasetError
+from edgetl.outputs import Task
 from recipes import audit
 from recipes.audit import Config
 
@@ -134,6 +136,21 @@ def test_a_page_with_everything_wrong_stays_small(tmp_path: Path) -> None:
         labels=tuple(LabelIssue(id_, "a", "b", 0.9, 0.1) for id_ in ids),
     )
     assert len(page.render(full, examples, tmp_path / "exclude.csv")) < 3e6  # the issue's limit
+
+
+@pytest.mark.parametrize("task", ["regression", "multi_label", "ordinal"])
+def test_every_task_has_a_page(folder: Path, tmp_path: Path, task: Task) -> None:
+    examples = load(folder)
+    label = {"regression": (3.5, -1.0), "multi_label": (0, 1), "ordinal": 1}[task]
+    items = [dataclasses.replace(example, label=label) for example in examples]
+    examples = dataclasses.replace(examples.with_items(items), task=task)
+    looks = look_at(examples)
+    found = audit.by_looks(examples, examples, looks, copies.near(looks))
+    text = page.render(found, examples, tmp_path / "exclude.csv")
+    assert ("3.5" in text) == (task == "regression")
+    assert [(group.leaks, group.contradicts) for group in found.copies] == [(True, False)]
+    assert "2 classes" in text if task == "ordinal" else "2 classes" not in text
+    assert from_json(Audit, to_json(found)) == found
 
 
 def test_bad_input_is_one_line_and_nothing_is_written(folder: Path, tmp_path: Path) -> None:

@@ -2,39 +2,45 @@
 
 A linear probe that has not seen a photo says how probable each class is. A class is believed from the mean probability
 on that it gives to the photos that carry its label; where another class than the label is believed, there is doubt.
-(cleanlab's filter `confident_learning` finds the very same photos; it costs pandas and three seconds of imports.)
+On `elpv` cleanlab's filter `confident_learning` finds the very same photos, at the cost of pandas and 3 s of imports.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.audit.findings import LabelIssue
+from edgetl.cross_validation import assign
 from edgetl.data import Examples
+from edgetl.errors import DatasetError
 from edgetl.probe import L2_GRID, fit_linear_probe
 
 FOLDS = 5
 
 
-def reason_to_skip(examples: Examples) -> str:
-    """Say why labels can't be judged; empty where they can."""
-    if examples.task == "regression":
-        return "labels: numbers are not judged"
-    few = {name: n for name, n in examples.counts.items() if min(n, _others(examples, n)) < FOLDS}
-    if few:
-        name, count = min(few.items(), key=lambda item: item[1])
-        return f"labels: {name} has {count} of {len(examples)} photos, cross-validation needs {FOLDS}"
-    return ""
+BELIEVED = 0.9
+"""From this probability on a class is believed even where the mean is higher: among photos that are all but certain a
+wrong label would be overlooked else."""
+MAX_DOUBTED = 0.25
+"""Where more photos than this share are doubted, 0..1, it is the features that can't tell the classes apart."""
 
 
-def find(features: NDArray[np.float32], examples: Examples, seed: int = 0) -> list[LabelIssue]:
+def find(features: NDArray[np.float32], examples: Examples, seed: int = 0) -> tuple[list[LabelIssue], str]:
     """List doubtful labels, most doubtful first.
 
     Args:
         features: [n, d].
-        examples: theirs; classes, or several labels. Copies should be left out: they would vouch for one another.
+        examples: theirs. Copies should be left out: they would vouch for one another.
         seed: of the folds.
+
+    Returns:
+        The doubtful labels, and why there are none where that says nothing of the labels; else empty.
     """
-    outputs = out_of_fold(features, examples, seed)
+    if reason := _reason_to_skip(examples):
+        return [], reason
+    try:
+        outputs = out_of_fold(features, examples, seed)
+    except DatasetError:
+        return [], f"labels: fewer than {FOLDS} groups with some class or label, cross-validation needs as many"
     names = examples.output_names
     if examples.outputs.exclusive:
         issues = _doubts(examples, examples.labels, outputs, names)
@@ -43,17 +49,30 @@ def find(features: NDArray[np.float32], examples: Examples, seed: int = 0) -> li
         for name, given, true in zip(names, examples.labels.T, outputs.T, strict=True):
             both = np.stack([1 - true, true], 1)
             issues += _doubts(examples, given.astype(np.int64), both, (f"not {name}", name))
-    return sorted(issues, key=lambda issue: issue.given_confidence - issue.confidence)
+    doubted = len({issue.id for issue in issues})
+    if doubted > MAX_DOUBTED * len(examples):
+        return [], f"labels: features doubt {doubted} of {len(examples)}: they can't tell the classes apart here"
+    return sorted(issues, key=lambda issue: issue.given_confidence - issue.confidence), ""
+
+
+def _reason_to_skip(examples: Examples) -> str:
+    """Say why labels can't be judged; empty where they can."""
+    if examples.task == "regression":
+        return "labels: numbers are not judged"
+    few = {name: n for name, n in examples.counts.items() if min(n, _others(examples, n)) < FOLDS}
+    if few:
+        name, count = min(few.items(), key=lambda item: item[1])
+        return f"labels: {name} has {count} of {len(examples)} photos, cross-validation needs {FOLDS} with and without"
+    return ""
 
 
 def out_of_fold(features: NDArray[np.float32], examples: Examples, seed: int = 0) -> NDArray[np.float32]:
     """What a linear probe that has not seen a photo says of it, [n, k]; its L2 strength is chosen on the first fold."""
-    from sklearn.model_selection import StratifiedKFold
-
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    fold_of = assign(examples, FOLDS, seed)
     outputs = np.zeros((len(examples), len(examples.output_names)), np.float32)
     strengths = L2_GRID
-    for train, held in folds.split(features, examples.strata):
+    for fold in range(FOLDS):
+        train, held = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
         probe = fit_linear_probe(
             features[train],
             examples.labels[train],
@@ -78,7 +97,7 @@ def confident(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> 
         int64 [n].
     """
     means = [probabilities[labels == k, k].mean() for k in range(probabilities.shape[1])]
-    believed = np.where(probabilities >= np.array(means), probabilities, -1.0)
+    believed = np.where(probabilities >= np.minimum(means, BELIEVED), probabilities, -1.0)
     return np.where(believed.max(1) >= 0, believed.argmax(1), labels)
 
 
