@@ -10,14 +10,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from threadpoolctl import threadpool_limits
 
 from edgetl.outputs import OutputSpec
 
-ITERATIONS = 100
-"""At most; the fixed point is usually reached within ten."""
-TOLERANCE = 1e-6
-"""Change of alpha / beta, relative, at which it is reached."""
+GRID = 40
+"""Ratios of alpha and beta that are tried."""
+BEYOND = 14.0
+"""How far the grid goes beyond the features' own spectrum, log units: there all is noise, or nothing."""
 _SMALLEST = 1e-12
+"""Noise that is always there, variance per example: features can contain the label."""
 
 
 def log_evidence(features: NDArray[np.float32], targets: NDArray[np.floating]) -> float:
@@ -32,11 +35,12 @@ def log_evidence(features: NDArray[np.float32], targets: NDArray[np.floating]) -
     Returns:
         Maximum log evidence per example, nats; the mean over the targets.
     """
-    u, singular, _ = np.linalg.svd(features.astype(np.float64), full_matrices=False)
+    with threadpool_limits(1, "blas"):  # as in `edgetl.probe`
+        u, singular, _ = np.linalg.svd(features.astype(np.float64), full_matrices=False)
     # Directions whose length is rounding error alone explain nothing.
     kept = singular > singular[0] * max(features.shape) * np.finfo(np.float32).eps if singular[0] > 0 else singular > 0
     u, spectrum = u[:, kept], singular[kept] ** 2
-    return float(np.mean([_of_one(u, spectrum, y, features.shape[1]) for y in targets.astype(np.float64).T]))
+    return float(np.mean([_of_one(u, spectrum, y) for y in targets.astype(np.float64).T]))
 
 
 def targets_of(labels: NDArray[Any], outputs: OutputSpec) -> NDArray[np.float64]:
@@ -58,36 +62,28 @@ def targets_of(labels: NDArray[Any], outputs: OutputSpec) -> NDArray[np.float64]
     return np.asarray((numbers - numbers.mean(axis=0)) / np.where(spread > 0, spread, 1.0))
 
 
-def _of_one(u: NDArray[np.float64], spectrum: NDArray[np.float64], y: NDArray[np.float64], width: int) -> float:
-    """Maximize over alpha and beta by the fixed point of MacKay (1992), in the basis of the decomposition.
+def _of_one(u: NDArray[np.float64], spectrum: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Maximize over alpha and beta, in the basis of the decomposition.
+
+    For a given ratio alpha / beta the best beta is known, so that one number is left to look for: on a grid first,
+    because there can be two maxima, then between its neighbours.
 
     Args:
         u: [n, r], orthonormal directions of the features among the examples.
         spectrum: [r], squared singular values.
         y: [n].
-        width: d, of the features.
     """
     n = len(y)
     inside = (u.T @ y) ** 2
-    outside = max(float(y @ y - inside.sum()), 0.0)
-    alpha = beta = 1.0
-    for _ in range(ITERATIONS):
-        before = alpha / beta
-        weights, residuals = _weights_and_residuals(inside, outside, spectrum, before)
-        effective = float((spectrum / (spectrum + before)).sum())
-        alpha = max(effective, _SMALLEST) / max(weights, _SMALLEST)
-        beta = max(n - effective, _SMALLEST) / max(residuals, _SMALLEST)
-        if abs(alpha / beta - before) <= TOLERANCE * before:
-            break
-    weights, residuals = _weights_and_residuals(inside, outside, spectrum, alpha / beta)
-    log_determinant = np.log(alpha + beta * spectrum).sum() + (width - len(spectrum)) * np.log(alpha)
-    evidence = n * np.log(beta / (2 * np.pi)) + width * np.log(alpha) - log_determinant
-    return float(evidence - beta * residuals - alpha * weights) / (2 * n)
+    outside = max(float(y @ y - inside.sum()), _SMALLEST * n)
 
+    def loss(log_ratio: float) -> float:
+        left = 1 / (1 + spectrum * np.exp(-log_ratio))  # of y, in each direction
+        return 0.5 * float(np.log(2 * np.pi * (outside + inside @ left) / n) + 1 - np.log(left).sum() / n)
 
-def _weights_and_residuals(
-    inside: NDArray[np.float64], outside: float, spectrum: NDArray[np.float64], ratio: float
-) -> tuple[float, float]:
-    """Squared lengths of the mean weights and of what they leave of y, at a ratio alpha / beta."""
-    weights = float((inside * spectrum / (spectrum + ratio) ** 2).sum())
-    return weights, float((inside * (ratio / (spectrum + ratio)) ** 2).sum()) + outside
+    if not len(spectrum):
+        return -loss(0.0)
+    grid = np.linspace(np.log(spectrum.min()) - BEYOND, np.log(spectrum.max()) + BEYOND, GRID)
+    at = int(np.argmin([loss(each) for each in grid]))
+    near = grid[max(at - 1, 0)], grid[min(at + 1, GRID - 1)]
+    return -min(loss(grid[at]), float(minimize_scalar(loss, bounds=near, method="bounded").fun))

@@ -84,11 +84,11 @@ def fit_linear_probe(
     scaling = Scaling.of(features)
     parts = scaling.apply(features), labels, scaling.apply(validation_features), validation_labels
     relative = None if weights is None else relative_weights(weights)
-    fit = _FITS[task](*parts, relative)
     best: tuple[float, float, Solution] | None = None
     worse = 0
     # Matrices of a few megabytes: threads of BLAS that wait for each other on busy cores cost 20 times what they save.
     with threadpool_limits(1, "blas"), progress("linear head") as bar:
+        fit = _FITS[task](*parts, relative)
         for c in inverse_l2:
             loss, solution = fit(c)
             log.debug("C=%.3g: validation loss %.4f", c, loss)

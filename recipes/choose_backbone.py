@@ -270,9 +270,8 @@ def ranked(config: Config, row: Backbone, table: features.Features) -> Trial:
     """Say how much the features know of the labels: LogME, and linear probes tested on what they have not seen."""
     examples = table.examples
     evidence = logme.log_evidence(table.values, logme.targets_of(examples.labels, examples.outputs))
-    parts = [
-        cross_validate.probed(config, table, part) for part in cross_validate.divided(config, examples, config.folds)
-    ]
+    folds = cross_validate.divided(config, cross_validate.whole(examples), config.folds)
+    parts = [cross_validate.probed(table, splits) for splits in folds]
     outputs, spec = cross_validation.joined(parts, examples)
     probe = score(examples.labels, outputs, spec)
     size = config.image_size or row.default_size

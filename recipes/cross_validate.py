@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass, field, fields
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -91,15 +91,14 @@ def main(config: Config) -> CrossValidation:
     config = checked(config)
     check(config)
     examples = whole(experiment.load_examples(config))
-    divided(config, examples, config.folds)  # refuse now what can't be divided, not after minutes
+    folds = divided(config, examples, config.folds)  # now: what can't be divided is refused before minutes of work
     with rundir.writing(config.out, RECIPE, config) as run:
         row, spec = experiment.row_and_spec(config)
         backbone = experiment.build_backbone(config, row, spec)
         table = experiment.extract(config, row, spec, examples, backbone)
-        parts = [
-            tested(config, run, table, part, number)
-            for number, part in enumerate(divided(config, table.examples, config.folds), 1)
-        ]
+        if table.unreadable:
+            folds = divided(config, whole(table.examples), config.folds)
+        parts = [tested(config, run, table, fold, number) for number, fold in enumerate(folds, 1)]
         result = judged(config, run, table, parts)
         if config.refit:
             result = dataclasses.replace(result, refit=str(refitted(config, whole(table.examples)).path))
@@ -139,8 +138,8 @@ def whole(examples: data.Examples) -> data.Examples:
     return examples.with_items([dataclasses.replace(item, split=None) for item in examples])
 
 
-def divided(config: Experiment, examples: data.Examples, folds: int) -> list[data.Examples]:
-    """All examples once per fold, with its part marked as test; the rest can be divided as the settings say.
+def divided(config: Experiment, examples: data.Examples, folds: int) -> list[data.Splits]:
+    """Each fold as test split once, the rest divided into training and validation as the settings say.
 
     Raises:
         ConfigError: fewer than 2 folds.
@@ -148,16 +147,18 @@ def divided(config: Experiment, examples: data.Examples, folds: int) -> list[dat
     """
     assigned = cross_validation.assign(examples, folds, config.seed)
     pairs = list(zip(examples, assigned.tolist(), strict=True))
-    parts = [
-        examples.with_items([dataclasses.replace(item, split="test") if at == fold else item for item, at in pairs])
+    return [
+        experiment.divide(
+            config,
+            examples.with_items(
+                [dataclasses.replace(item, split="test") if at == fold else item for item, at in pairs]
+            ),
+        )
         for fold in range(folds)
     ]
-    for part in parts:
-        experiment.divide(config, part)
-    return parts
 
 
-def tested(config: Config, run: RunDir, table: features.Features, part: data.Examples, number: int) -> FoldOutputs:
+def tested(config: Config, run: RunDir, table: features.Features, splits: data.Splits, number: int) -> FoldOutputs:
     """Make the model of a fold and ask it about the photos that it has not seen, or read what it said."""
     path = run.path / f"fold{number}.npz"
     if path.is_file():
@@ -169,20 +170,15 @@ def tested(config: Config, run: RunDir, table: features.Features, part: data.Exa
             if kept.data_sha256 == table.data_sha256:
                 log.info("fold %d of %d: kept", number, config.folds)
                 return kept
-    made = (
-        probed(config, table, part)
-        if config.recipe == "feature_extraction"
-        else tuned(config, run, table, part, number)
-    )
+    made = probed(table, splits) if config.recipe == "feature_extraction" else tuned(config, run, table, splits, number)
     run.write(path.name, made.to_bytes())
-    labels = experiment.divide(config, part).test.labels
-    log.info("fold %d of %d: %s", number, config.folds, summary(score(labels, made.outputs, made.model.spec)))
+    found = score(splits.test.labels, made.outputs, made.model.spec)
+    log.info("fold %d of %d: %s", number, config.folds, summary(found))
     return made
 
 
-def probed(config: Experiment, table: features.Features, part: data.Examples) -> FoldOutputs:
+def probed(table: features.Features, splits: data.Splits) -> FoldOutputs:
     """Fit a linear head on the stored features of the other folds."""
-    splits = experiment.divide(config, part)
     head, chosen = experiment.fit_linear_head(table, splits)
 
     def predict(head: "keras.Model", part: data.Examples) -> NDArray[np.float32]:
@@ -192,7 +188,7 @@ def probed(config: Experiment, table: features.Features, part: data.Examples) ->
     return _fold_outputs(splits, chosen, done.outputs, predict(done.model, splits.test), table)
 
 
-def tuned(config: Config, run: RunDir, table: features.Features, part: data.Examples, number: int) -> FoldOutputs:
+def tuned(config: Config, run: RunDir, table: features.Features, splits: data.Splits, number: int) -> FoldOutputs:
     """Fine-tune on the other folds, in a run directory of its own, which resumes like any other."""
     import keras
 
@@ -200,9 +196,8 @@ def tuned(config: Config, run: RunDir, table: features.Features, part: data.Exam
 
     log.info("fold %d of %d", number, config.folds)
     settings = narrowed(fine_tune.Config, config, run.path / f"fold{number}", resume=False)
-    made = fine_tune.train_on(settings, part)
+    made = fine_tune.train_on(settings, marked(splits))
     model = keras.saving.load_model(made.model_path, compile=False)
-    splits = made.splits()
     said = features.extract(
         splits.test,
         made.inputs,
@@ -214,6 +209,13 @@ def tuned(config: Config, run: RunDir, table: features.Features, part: data.Exam
     )
     chosen = rundir.read_json(fine_tune.Metrics, made.path / rundir.METRICS).head
     return _fold_outputs(splits, chosen, made.outputs, said.values, table)
+
+
+def marked(splits: data.Splits) -> data.Examples:
+    """The examples with their splits written on them, as if the data set had brought these."""
+    parts = {name: getattr(splits, name) for name in get_args(data.SplitName)}
+    items = [dataclasses.replace(item, split=name) for name, part in parts.items() for item in part]
+    return splits.train.with_items(sorted(items, key=lambda item: item.id))
 
 
 def _fold_outputs(
