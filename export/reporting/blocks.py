@@ -36,7 +36,7 @@ class Commands:
     """What to type."""
 
     template: ClassVar[str] = "commands"
-    lines: tuple[str, ...]
+    text: str
 
 
 @dataclass(frozen=True)

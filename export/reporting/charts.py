@@ -217,16 +217,17 @@ def _labels(drawing: Drawing, values: Sequence[Dot]) -> list[tuple[float, float,
         (x, y), dot = centres[index], values[index]
         width, gap = LETTER * len(dot.name), dot.radius + 4
         best = math.inf
-        for side, move in product(("start", "end"), range(-9, 10)):
-            start = x + gap if side == "start" else x - gap - width
+        for anchor, move in product(("start", "end", "middle"), range(-9, 10)):
+            start = {"start": x + gap, "end": x - gap - width, "middle": x - width / 2}[anchor]
             middle = y + move * LINE / 2
             box = (start, middle - LINE / 2, start + width, middle + LINE / 2)
             outside = start < LEFT - 8 or start + width > WIDTH or box[1] < 0 or box[3] > drawing.y.start
-            cost = abs(move) + (side == "end") + 20 * sum(_overlap(box, other) for other in taken) + 1000 * outside
-            cost += 4 * sum(_overlap(box, other) for other in lines)
+            cost = abs(move) + (anchor != "start") + 20 * sum(_overlap(box, other) for other in taken) + 1000 * outside
+            cost += 4 * sum(_overlap(box, other) for place, other in enumerate(lines) if place != index)
             if cost < best:
                 best, chosen = cost, box
-                places[index] = (start if side == "start" else start + width, middle + 4, side)
+                place_of = {"start": start, "end": start + width, "middle": x}
+                places[index] = (place_of[anchor], middle + 4, anchor)
         taken.append(chosen)
     return [places[index] for index in range(len(values))]
 
@@ -259,7 +260,7 @@ def lines(
         for x, y in zip(each.x, each.y, strict=True):
             if math.isfinite(y) and len(each.x) <= 40:
                 tip = f"{each.name}: {number(100 * y if percent else y)} at {number(x)}"
-                drawing.add("circle", f"dot {each.style}", cx=drawing.x.at(x), cy=drawing.y.at(y), r=2.5, tip=tip)
+                drawing.add("circle", f"dot {each.style}", cx=drawing.x.at(x), cy=drawing.y.at(y), r=3, tip=tip)
     return Chart(title, drawing.done(), tuple((each.style, each.name) for each in series), note)
 
 

@@ -9,6 +9,8 @@ from export.reporting.material import Material
 
 SLICES = "Figures by what else is known of each photo: a camera, a site, a kind. Whoever is behind is served worse."
 SPOILT = "The test photos again, spoilt as cameras spoil them, at three strengths."
+SURE = 0.05
+"""A slice is marked as behind if chance alone puts one as far behind more rarely than this."""
 SPREAD = 20
 """Values of a column that are listed."""
 
@@ -31,7 +33,7 @@ def slice_blocks(material: Material) -> tuple[Block, ...]:
     for column in material.result(material.quantized).details.slices:
         lost = column.most_lost
         told = worst_slice(column)
-        if lost and lost.gap > 0 and lost.p < 0.05:
+        if lost and lost.gap > 0 and lost.p < SURE:
             told += (
                 f" {material.quantized} lost most on {lost.value}: {100 * lost.gap:.1f} points more than on the rest."
             )
@@ -42,19 +44,20 @@ def slice_blocks(material: Material) -> tuple[Block, ...]:
 def _table(material: Material, column: SliceColumn, keras: SliceColumn) -> Table:
     name = PRIMARY[material.spec.task]
     pairs = list(zip(column.slices, keras.slices, strict=True))
-    rows = tuple(_row(now, then, column.worst.value, column.worst.gap > 0) for now, then in pairs[:SPREAD])
+    behind = column.worst.gap > 0 and column.worst.p < SURE
+    rows = tuple(_row(now, then, behind and now.value == column.worst.value) for now, then in pairs[:SPREAD])
     columns = (column.column, "photos", f"{name}, Keras", f"{name}, {material.quantized}", "95 %", "change")
     note = f"The first {SPREAD} of {len(pairs)} values." if len(pairs) > SPREAD else ""
     return Table(f"By {column.column}", columns, rows, note=note)
 
 
-def _row(now: Slice, then: Slice, worst: str, behind: bool) -> Row:
+def _row(now: Slice, then: Slice, behind: bool) -> Row:
     return Row(
         (
             now.value,
             f"{now.samples:,}",
             percent(then.figure),
-            Cell(percent(now.figure), style="bad" if behind and now.value == worst else ""),
+            Cell(percent(now.figure), style="bad" if behind else ""),
             between(now.low, now.high),
             points(now.figure - then.figure, 1),
         )

@@ -13,6 +13,7 @@ from edgetl.history import Epoch, from_csv
 from edgetl.outputs import OutputSpec
 from edgetl.rundir import CONFIG, SPLITS, RunDir, read_json
 from export import schemes
+from export.artifacts import Artifact, find_artifacts
 from export.evaluate import ArtifactScores, EvaluationReport, Stored, predictions_of
 from export.reporting.joined import Report
 
@@ -41,6 +42,8 @@ class Material:
     run: RunDir
     report: Report
     evaluation: EvaluationReport
+    artifacts: tuple[Artifact, ...]
+    """In the order of the report."""
     said: Stored
     """What the models say of the same test photos."""
     history: tuple[Epoch, ...]
@@ -100,6 +103,7 @@ def gather(run: RunDir, report: Report, evaluation: EvaluationReport, *, data: s
         run=run,
         report=report,
         evaluation=evaluation,
+        artifacts=find_artifacts(run, [row.scheme for row in report.artifacts]),
         said=predictions_of(run, evaluation),
         history=from_csv(history.read_text(encoding="utf-8"), str(history)) if history.is_file() else (),
         layers={

@@ -58,7 +58,7 @@ def pictures(material: Material, photos: int, maps: int) -> Pictures:
     badness = view.wrong(said.labels, said.schemes[material.shipped], spec)
     distance = view.apart(said.keras, said.schemes[material.quantized], spec)
     worst, differing = _first(badness, photos), _first(distance, photos)
-    looked = _to_look_at(badness, maps if photos else 0)
+    looked = _to_look_at(badness, said.keras, view.told(said.keras), maps if photos else 0)
     counts = {
         "wrong": int((badness > 0).sum()) if spec.task != "regression" else 0,
         "differing": int((distance > 0).sum()),
@@ -83,13 +83,18 @@ def _first(badness: NDArray[np.float64], most: int) -> list[int]:
     return [int(index) for index in order[:most] if badness[index] > 0]
 
 
-def _to_look_at(badness: NDArray[np.float64], most: int) -> list[int]:
-    """Half of the photos from the worst mistakes, the rest spread over those that were said best."""
+def _to_look_at(
+    badness: NDArray[np.float64], outputs: NDArray[np.float32], told: NDArray[np.int64], most: int
+) -> list[int]:
+    """Half of the photos from the worst mistakes, the others from what was said best, each output in its turn."""
     worst = _first(badness, most // 2)
-    best = np.argsort(badness, kind="stable")
-    rest = [int(index) for index in best[: max(len(best) // 2, 1)] if index not in worst]
-    step = max(len(rest) // max(most - len(worst), 1), 1)
-    return worst + rest[::step][: most - len(worst)]
+    surest = np.lexsort((np.arange(len(badness)), -outputs[np.arange(len(told)), told], badness))
+    turns: dict[int, int] = {}
+    best: list[tuple[int, int, int]] = []
+    for place, index in enumerate(index for index in surest.tolist() if index not in worst):
+        turn = turns[int(told[index])] = turns.get(int(told[index]), -1) + 1
+        best.append((turn, place, index))
+    return worst + [index for _, _, index in sorted(best)[: most - len(worst)]]
 
 
 def _pixels(material: Material, said: Stored, wanted: Sequence[int]) -> tuple[dict[int, data.Pixels], str]:
@@ -148,6 +153,8 @@ def _cards(
         if heat is not None and index in pixels:
             shown.append((_address(_overlaid(pixels[index], heat[index])), "where the network looks, in colour"))
         lines = [(model, view.said(outputs[model][index], spec)) for model in models]
+        if heat is not None and not heat[index].any():
+            lines.append(("map", "no place speaks for it"))
         cards.append(Card(tuple(shown), said.ids[index], (("true", view.truth(said.labels[index], spec)), *lines)))
     return tuple(cards)
 

@@ -9,6 +9,7 @@ from edgetl.audit.findings import Audit
 from edgetl.history import numbers
 from edgetl.scores import PRIMARY
 from export import schemes
+from export.artifacts import Artifact
 from export.devices import DeviceLatency, DeviceRow
 from export.reporting import charts
 from export.reporting.blocks import (
@@ -39,6 +40,9 @@ from export.reporting.views import VIEWS
 
 WORST = 10
 """Operators in the table of layers."""
+OF_THE_MACHINE = ("recipe", "cache", "workers", "resume", "disk_budget_gb", "tensorboard")
+"""What config.json holds besides the settings of the experiment: where and how it ran; paths may tell who ran it."""
+COMMAND_WIDTH = 92
 
 
 def sections(material: Material, pictures: Pictures) -> tuple[Section, ...]:
@@ -339,6 +343,7 @@ def _reproduce(material: Material) -> Section:
         "licence of the pretrained weights": licence_of(material) or "not known",
         "model.keras, sha256": material.report.run_sha256,
         **{f"{row.path}, sha256": row.sha256 for row in material.report.artifacts},
+        **{f"{each.scheme}, made with": _made_with(each) for each in material.artifacts},
         **manifest.versions,
     }
     table = Table(
@@ -350,20 +355,36 @@ def _reproduce(material: Material) -> Section:
     )
     lead = "The same data, settings and versions give the same splits and, but for the order of sums, the same figures."
     commands = (recipe_command(material.settings, material.report.recipe), *export)
-    return Section("reproduce", "How to reproduce", (Commands(commands), table), lead)
+    return Section("reproduce", "How to reproduce", (Commands("\n".join(commands)), table), lead)
+
+
+def _made_with(artifact: Artifact) -> str:
+    settings = [f"{name} {value}" for name, value in artifact.settings.items()]
+    photos = [f"ranges measured on {count(len(artifact.calibration), 'photo')}"] if artifact.calibration else []
+    return "; ".join([*settings, *photos]) or "nothing to choose"
 
 
 def recipe_command(settings: dict[str, Any], recipe: str) -> str:
-    """The command line of a recipe with every setting, as its config.json has them."""
+    """The command line of a recipe with every setting that its result depends on, as its config.json has them."""
     words = ["python", "-m", f"recipes.{recipe}"]
     for name, value in settings.items():
         option = f"--{name.replace('_', '-')}"
-        if name == "recipe":
+        if name in OF_THE_MACHINE:
             continue
         if isinstance(value, bool):
             words.append(option if value else option.replace("--", "--no-", 1))
         elif isinstance(value, Sequence) and not isinstance(value, str):
-            words += [option, *map(str, value)]
+            words.append(shlex.join([option, *map(str, value)]))
         else:
-            words += [option, str(value)]
-    return shlex.join(words)
+            words.append(shlex.join([option, str(value)]))
+    return _folded(words)
+
+
+def _folded(words: Sequence[str]) -> str:
+    """Lines that a shell reads as one."""
+    lines = [""]
+    for word in words:
+        if lines[-1] and len(lines[-1]) + len(word) > COMMAND_WIDTH:
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return " \\\n".join(lines)

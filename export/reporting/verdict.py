@@ -8,6 +8,7 @@ from edgetl.outputs import Task
 from edgetl.scores import PRIMARY, ClassScores, RegressionScores
 from export import schemes
 from export.reporting.blocks import (
+    NARROW,
     Caution,
     Summary,
     Tile,
@@ -19,7 +20,7 @@ from export.reporting.blocks import (
     percent,
     points,
 )
-from export.reporting.conditions import worst_slice
+from export.reporting.conditions import SURE, worst_slice
 from export.reporting.joined import ALIKE, BUDGET, samples_of
 from export.reporting.material import Material
 from export.reporting.table import uneven
@@ -28,8 +29,6 @@ FEW_PHOTOS = 10
 """Test photos of a class, below which its figures say next to nothing."""
 WIDE = 0.02
 """An interval that reaches further than this to one side is worth a word: two points."""
-SURE = 0.05
-"""A slice is named as behind if chance alone puts one as far behind more rarely than this."""
 UNSURE = 0.05
 """Calibration error from which scores should not be read as probabilities."""
 
@@ -60,8 +59,8 @@ def summary(material: Material) -> Summary:
     sentences = (
         f"This model {kind}, given photos of {size.width}\u00d7{size.height} pixels. It is {network}, trained on "
         f"{report.data}.",
-        f"{told}; on other photos of the same kind it would be between {between(row.primary_low, row.primary_high)} "
-        f"(95{chr(0x202F)}% interval).",
+        f"{told}; expect {between(row.primary_low, row.primary_high)} on other photos of the same kind "
+        f"(95{NARROW}% interval).",
     )
     return Summary(sentences, tuple(_tiles(material)), tuple(_reasons(material)), tuple(_cautions(material)))
 
@@ -118,7 +117,7 @@ def _cautions(material: Material) -> Iterator[Caution]:
     yield from _about_size(material)
     if share := _most_common(material):
         told = f"Always saying \u201c{share[0]}\u201d is right on {percent(share[1])} of the test photos."
-        yield Caution("Where zero is.", told)
+        yield Caution("Compare it with guessing.", told)
     if told := uneven(row, report):
         yield Caution("Quantization is unfair.", f"{told}.")
     for column in material.result(material.shipped).details.slices:
