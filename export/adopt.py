@@ -8,7 +8,7 @@ have been trained on, classes in another order, pixels in another range.
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgetl import features, results, rundir
 from edgetl.backbones import registry
 from edgetl.console import log, progress
-from edgetl.data import Examples, Splits, decoded, load, split, stratified_subset
+from edgetl.data import Examples, Splits, decoded, load, refuse_inside, split, stratified_subset
 from edgetl.errors import ConfigError, RunError
 from edgetl.features import forward_of
 from edgetl.inputs import ImageInput, ResizeRule
@@ -98,9 +98,8 @@ def adopt(
     path = model.expanduser()
     _refuse_path(path)
     examples = load(data)
-    if out.expanduser().resolve().is_relative_to(examples.root.resolve()):
-        raise ConfigError(f"{out}: lies in the data and would be taken for a class. Choose another run directory")
-    fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+    refuse_inside(out, data, examples)
+    fractions: dict[str, Any] = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
     split(examples, **fractions, seed=seed)  # what can't be divided is refused before anything is computed
     sha256 = rundir.sha256_of(path)
     settings = Adoption(str(path.resolve()), sha256, examples.location, resize, seed=seed, **fractions)

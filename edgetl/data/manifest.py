@@ -1,6 +1,5 @@
-"""A table with one photo a row -> Examples: which column is what, and what each cell may hold."""
+"""A table with one photo a row -> Examples: what each cell may hold, and what rows may say together."""
 
-import difflib
 import math
 import os
 import posixpath
@@ -9,50 +8,22 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from edgetl.data.columns import PHOTO_COLUMNS, Labelling, Roles, roles_of
 from edgetl.data.examples import SPLIT_NAMES, Example, Examples, Label, SplitName, ordered
 from edgetl.data.scan import check_name
 from edgetl.data.tables import Cell, Table, read_table
 from edgetl.errors import DatasetError
 from edgetl.outputs import Task
 
-PHOTO_COLUMNS = ("path", "file_name")
-"""Where a photo lies, relative to the table's folder; the second is what Hugging Face calls it."""
 METADATA = ("metadata.csv", "metadata.jsonl")
 """What a Hugging Face image folder calls its tables."""
 OWN = ("id", "label", "split", "group", "weight", "sha256")
 """Columns of a run's splits.csv; others of the same name get an underscore at their end."""
 _BETWEEN = "|"
 _LARGEST = float(np.finfo(np.float32).max)
-
-
-@dataclass(frozen=True)
-class Labelling:
-    """What the user says of the labels; what is left empty is told by the names of columns."""
-
-    task: Task | Literal["auto"] = "auto"
-    label: str = ""
-    """Column of the class or of the labels."""
-    targets: tuple[str, ...] = ()
-    """Columns of numbers."""
-    class_order: tuple[str, ...] = ()
-    """Names of ordinal classes from low to high."""
-
-
-@dataclass(frozen=True)
-class _Roles:
-    """Which column, by position, is what."""
-
-    task: Task
-    photo: int
-    label: tuple[int, ...]
-    split: int | None
-    group: int | None
-    weight: int | None
-    rest: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -111,7 +82,7 @@ def load_manifest(
     """
     read = {split: read_table(path, PHOTO_COLUMNS) for split, path in tables.items()}
     columns = tuple(dict.fromkeys(name for table in read.values() for name in table.columns))
-    roles = _roles(columns, next(iter(read.values())).path, wanted)
+    roles = roles_of(columns, next(iter(read.values())).path, wanted)
     rows = [row for split, table in read.items() for row in _rows(table, columns, roles, root, split)]
     _refuse_twice(rows)
     _refuse_absent(rows, root, source)
@@ -128,14 +99,6 @@ def load_manifest(
     return Examples(source, root, names, tuple(items), roles.task, rest)
 
 
-def nearest(name: str, names: Iterable[str], *, among: str = "It has") -> str:
-    """Say what there is instead of a name, and which is likely meant."""
-    there = {each.lower(): each for each in names if each}
-    near = difflib.get_close_matches(name.lower(), there, n=1)
-    meant = f" Did you mean {there[near[0]]}?" if near else ""
-    return f"{among} {', '.join(list(there.values())[:12]) or 'none'}.{meant}"
-
-
 def _metadata(folder: Path) -> Path | None:
     found = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(found) > 1:
@@ -143,77 +106,7 @@ def _metadata(folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _roles(columns: Sequence[str], path: Path, wanted: Labelling) -> _Roles:
-    task, labels = _task_and_labels(columns, path, wanted)
-    photo = next((name for name in PHOTO_COLUMNS if name in columns), None)
-    if photo is None:
-        raise DatasetError(f"{path}: no column path (or file_name). {nearest('path', columns)} Rename one or add it")
-    at = {name: index for index, name in enumerate(columns)}
-    taken = {photo, *labels, "split", "group", "weight", ""}
-    return _Roles(
-        task,
-        at[photo],
-        tuple(at[name] for name in labels),
-        at.get("split"),
-        at.get("group"),
-        at.get("weight"),
-        tuple(index for name, index in at.items() if name not in taken),
-    )
-
-
-def _task_and_labels(columns: Sequence[str], path: Path, wanted: Labelling) -> tuple[Task, tuple[str, ...]]:
-    """The task, and the columns that hold what is to be learned."""
-    targets = wanted.targets or tuple(name for name in columns if name.startswith("target"))
-    label = (wanted.label or "label",)
-    several = (wanted.label or ("labels" if "labels" in columns or "label" not in columns else "label"),)
-    by_task: dict[Task, tuple[str, ...]] = {
-        "classification": label,
-        "ordinal": label,
-        "multi_label": several,
-        "regression": targets or ("target",),
-    }
-    task = wanted.task if wanted.task != "auto" else _told_task(columns, path, wanted, by_task)
-    if wanted.class_order and task != "ordinal":
-        raise DatasetError(f"{path}: classes in an order (--class-order) are for --task ordinal, not {task}")
-    if wanted.targets and task != "regression":
-        raise DatasetError(f"{path}: --targets are for --task regression, not {task}. Name the column by --label")
-    for name in by_task[task]:
-        if name not in columns:
-            option = "targets" if task == "regression" else "label"
-            raise DatasetError(
-                f"{path}: no column {name} for --task {task}. {nearest(name, columns)} Name it by --{option}"
-            )
-    return task, by_task[task]
-
-
-def _told_task(columns: Sequence[str], path: Path, wanted: Labelling, by_task: Mapping[Task, tuple[str, ...]]) -> Task:
-    """The task that options, or else the names of columns, tell."""
-    if wanted.targets:
-        return "regression"
-    if wanted.class_order:
-        return "ordinal"
-    if wanted.label:
-        return "classification"
-    usual: dict[Task, tuple[str, ...]] = {
-        "classification": ("label",),
-        "multi_label": ("labels",),
-        "regression": by_task["regression"],
-    }
-    found = [task for task, names in usual.items() if set(names) <= set(columns)]
-    if len(found) > 1:
-        raise DatasetError(
-            f"{path}: columns for more than one task: {', '.join(usual[t][0] for t in found)}. "
-            f"Say which: --task {' or --task '.join(found)}"
-        )
-    if not found:
-        raise DatasetError(
-            f"{path}: no column label, labels or target. {nearest('label', columns)} Rename one, or name it by --label "
-            "or --targets"
-        )
-    return found[0]
-
-
-def _rows(table: Table, columns: Sequence[str], roles: _Roles, root: Path, split: SplitName | None) -> Iterator[_Row]:
+def _rows(table: Table, columns: Sequence[str], roles: Roles, root: Path, split: SplitName | None) -> Iterator[_Row]:
     """Understand each row of one file; `columns` are those of all files of the data set."""
     place = [table.columns.index(name) if name in table.columns else None for name in columns]
     same = place == list(range(len(columns)))

@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from edgetl.data.columns import Labelling, nearest
 from edgetl.data.elpv import load_elpv
 from edgetl.data.examples import SPLIT_NAMES, Example, Examples, SplitName, ordered
 from edgetl.data.images import EXTENSIONS
-from edgetl.data.manifest import Labelling, load_manifest, metadata_tables, nearest
+from edgetl.data.manifest import load_manifest, metadata_tables
 from edgetl.data.scan import Found, check_name, scan
 from edgetl.data.tables import SUFFIXES
 from edgetl.data.tfds import tfds_folder
