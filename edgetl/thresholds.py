@@ -13,7 +13,8 @@ def tuned(outputs: OutputSpec, labels: NDArray[np.float32], scores: NDArray[np.f
     """Choose the threshold of each label that gives it the highest F1; of other tasks, change nothing.
 
     A threshold lies halfway between two scores that occur, so that what quantization moves a little stays on its side.
-    Of several with the same F1 the one nearest to 0.5 is taken, and 0.5 where a label is true of no photo.
+    Of several with the same F1 the one nearest to 0.5 is taken; it is 0.5 where a label is true of no photo, or no score
+    is above 0.
 
     Args:
         outputs: what the model says.
@@ -35,7 +36,7 @@ def untested(outputs: OutputSpec, labels: NDArray[np.float32]) -> str:
 
 
 def _best(true: NDArray[np.bool_], scores: NDArray[np.float32]) -> float:
-    if not true.any():
+    if not true.any() or not scores.any():
         return UNTUNED
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order].astype(np.float64)

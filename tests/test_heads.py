@@ -6,7 +6,9 @@ import keras
 import numpy as np
 import pytest
 
-from edgetl.heads import OUTPUT_LAYER, attach, build_head
+from edgetl.heads import HEADS, OUTPUT_LAYER, attach, build_head, finish, load
+from edgetl.outputs import Task
+from edgetl.trainee import copy_in_precision
 from export.device.interpreter import Model
 from export.flatbuffer import operators
 from export.saved_model import float_tflite
@@ -49,3 +51,47 @@ def test_a_penalized_model_loads_in_safe_mode_and_converts(backbone: keras.Model
     np.testing.assert_allclose(Model(tmp_path / "x.tflite").predict(photo), expected, atol=1e-5)
     plain = attach(backbone, build_head("classification", 3, 2))
     assert [o.name for o in operators(content)] == [o.name for o in operators(float_tflite(plain))]
+
+
+# --- forms that train otherwise than they are saved -----------------------------------------------------------------
+
+DEVIATIONS = {"regression": (0.01, 1.0, 5000.0)}
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_a_finished_model_says_the_same(backbone: keras.Model, task: Task) -> None:
+    keras.utils.set_random_seed(0)
+    head = build_head(task, 3, 3, hidden_units=(4,), l2=0.1, deviations=DEVIATIONS.get(task, ()))
+    model = attach(backbone, head)
+    model.layers[-1].bias.assign([0.5, -0.25, 0.125])
+    finished = finish(model)
+    photos = np.random.default_rng(0).uniform(0, 3, (20, 4, 4, 3)).astype(np.float32)
+    trained, saved = (np.asarray(each(photos)) for each in (model, finished))
+    assert np.ptp(trained, axis=0).min() > 0, "a model that tells photos apart"
+    units = np.abs(trained).max(axis=0) if task == "regression" else 1.0
+    np.testing.assert_allclose(saved / units, trained / units, atol=1e-6)
+    assert finished.name == f"tiny_{task}" and finished.layers[-2] is model.layers[-2]
+    assert finish(finished) is finished
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_penalties_and_precision_are_for_every_task(backbone: keras.Model, task: Task) -> None:
+    model = attach(backbone, build_head(task, 3, 3, l1=0.5, l2=0.25, deviations=DEVIATIONS.get(task, ())))
+    kernel = model.layers[-1].kernel.numpy().astype(np.float64)
+    assert float(sum(model.losses)) == pytest.approx(0.5 * np.abs(kernel).sum() + 0.25 * (kernel**2).sum(), rel=1e-5)
+    copy = copy_in_precision(model, "mixed_bfloat16")
+    assert float(sum(copy.losses)) == pytest.approx(float(sum(model.losses)), rel=1e-5)
+    assert copy.layers[-1].dtype_policy.name == "float32"
+    photos = np.full((2, 4, 4, 3), 100, np.float32)
+    # Features are rounded to bfloat16, 0.4 %, in front of the last layer.
+    np.testing.assert_allclose(copy(photos), model(photos), rtol=0.01, atol=0.01)
+
+
+def test_ordinal_scores_move_along_the_order() -> None:
+    head = build_head("ordinal", 1, 4)
+    load(head, np.array([[-1.5, -0.5, 0.5, 1.5]]), np.zeros(4))
+    probabilities = np.asarray(head(np.linspace(-4, 4, 9, dtype=np.float32)[:, None]))
+    ranks = probabilities @ np.arange(4)
+    assert (np.diff(ranks) > 0).all() and probabilities[0].argmax() == 0 and probabilities[-1].argmax() == 3
+    # Log odds of each class against the one before it are the score, 4 at the last point.
+    np.testing.assert_allclose(np.diff(np.log(probabilities[-1])), [4, 4, 4], rtol=1e-4)

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from edgetl.balance import balanced_indices, class_weights
+from edgetl.balance import balanced_indices, class_weights, label_weights, relative_weights
 from edgetl.errors import ConfigError, DatasetError
 from edgetl.losses import make_loss
-from edgetl.outputs import OutputSpec
+from edgetl.outputs import OutputSpec, Task
 
 OUTPUTS = OutputSpec("classification", tuple("abcd"))
 
@@ -57,6 +57,71 @@ def test_cross_entropy_still_teaches_where_the_model_is_surely_wrong() -> None:
     model.fit(np.array([[40.0, 0.0]]), np.array([[0.0, 1.0]]), verbose=0)
     # dL/dlogits = p - label = (1, -1) to 4e-18; times the input, times the rate
     np.testing.assert_allclose(layer.get_weights()[0], [[1 - 40, 40], [0, 1]], rtol=1e-6)
+
+
+def test_ordered_classes_have_the_loss_of_classes() -> None:
+    labels, p = (array.astype(np.float32) for array in batch())
+    ordered = OutputSpec("ordinal", OUTPUTS.names)
+    assert float(make_loss(ordered)(labels, p)) == float(make_loss(OUTPUTS)(labels, p))
+
+
+LABELS = OutputSpec("multi_label", tuple("abcd"))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+@pytest.mark.parametrize("balance", [False, True])
+def test_loss_of_labels_is_the_formula(smoothing: float, gamma: float, balance: bool) -> None:
+    rng = np.random.default_rng(0)
+    labels, p = (rng.random((50, 4)) < 0.3).astype(np.float32), rng.uniform(0.02, 0.98, (50, 4))
+    weights = label_weights(labels) if balance else None
+    soft = labels * (1 - smoothing) + smoothing / 2
+    losses = -(soft * np.log(p) + (1 - soft) * np.log(1 - p))
+    losses *= (1 - np.where(labels == 1, p, 1 - p)) ** gamma
+    if weights is not None:
+        losses *= np.where(labels == 1, weights[:, 1], weights[:, 0])
+    loss = make_loss(LABELS, smoothing, gamma, weights)(labels, p.astype(np.float32))
+    assert float(loss) == pytest.approx(losses.mean(), rel=1e-5)  # float32, a mean of 200 terms of about 1
+    examples = np.linspace(0, 2, 50)
+    loss = make_loss(LABELS, smoothing, gamma, weights)(labels, p.astype(np.float32), examples.astype(np.float32))
+    assert float(loss) == pytest.approx((losses.mean(axis=1) * examples).mean(), rel=1e-5)
+
+
+def test_labels_still_teach_where_the_model_is_surely_wrong() -> None:
+    inputs = keras.Input((1,))
+    layer = keras.layers.Dense(1, activation="sigmoid", use_bias=False, kernel_initializer="ones")
+    model = keras.Model(inputs, layer(inputs))
+    model.compile(keras.optimizers.SGD(1.0), make_loss(OutputSpec("multi_label", ("a",))))
+    model.fit(np.array([[40.0]]), np.array([[0.0]]), verbose=0)  # logit 40, label 0
+    # dL/dlogit = p - label = 1 to 4e-18; times the input, times the rate
+    np.testing.assert_allclose(layer.get_weights()[0], [[1 - 40]], rtol=1e-6)
+
+
+def test_errors_of_targets_are_measured_in_their_deviations() -> None:
+    spec = OutputSpec("regression", ("m", "g"), deviations=(0.5, 200.0))
+    truth, said = np.array([[1, 1000], [2, 1200]], np.float32), np.array([[1.5, 1000], [2, 800]], np.float32)
+    assert float(make_loss(spec)(truth, said)) == pytest.approx((1 + 0 + 0 + 4) / 4)
+
+
+@pytest.mark.parametrize(("task", "arguments"), [("ordinal", [0.1]), ("regression", [0.1]), ("regression", [0.0, 2.0])])
+def test_remedies_that_mean_nothing_are_refused(task: Task, arguments: list[float]) -> None:
+    with pytest.raises(ConfigError, match=f"not for --task {task}"):
+        make_loss(OutputSpec(task, ("a", "b"), deviations=(1.0, 1.0)), *arguments)
+
+
+def test_label_weights_balance_each_label_and_keep_the_mean() -> None:
+    labels = np.array([[1, 0], [0, 1], [0, 1], [0, 1]], np.float32)
+    weights = label_weights(labels)
+    np.testing.assert_allclose(weights, [[2 / 3, 2], [2, 2 / 3]], rtol=1e-6)  # float32
+    assert np.where(labels == 1, weights[:, 1], weights[:, 0]).mean(axis=0) == pytest.approx([1, 1])
+    with pytest.raises(DatasetError, match=r"label index \[0, 1\]"):
+        label_weights(labels[1:])
+
+
+def test_given_weights_become_relative_and_equal_ones_none() -> None:
+    assert relative_weights(np.full(3, 0.1, np.float32)) is None
+    assert relative_weights(np.zeros(0, np.float32)) is None
+    np.testing.assert_allclose(relative_weights(np.array([1, 2, 3], np.float32)), [0.5, 1, 1.5], rtol=1e-6)
 
 
 @pytest.mark.parametrize("arguments", [(-0.1, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, float("nan"))])
