@@ -17,18 +17,18 @@ from export.reporting.sections import recipe_command
 from export.reporting.verdict import licence_of
 
 TO_FILL_IN = "_(to be written by the author)_"
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&:@$-])")
+_SPECIAL = re.compile(r"[\\`*_\[\]<>|~&@$]|:(?=//)")
+_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is, on one line.
+    """Text that Markdown shows as it is, on one line that something else begins.
 
-    ASCII punctuation that could mean something is preceded by a backslash, `<`, `>` and `&` become entities, line ends
-    become spaces.
+    What could mean something within a line is preceded by a backslash, `<`, `>` and `&` become entities, whatever can't
+    be printed becomes a space.
     """
     flat = "".join(each if each.isprintable() else " " for each in text)
-    entities = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
-    return _SPECIAL.sub(lambda found: entities.get(found[1], f"\\{found[1]}"), flat)
+    return _SPECIAL.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), flat)
 
 
 def card(material: Material, summary: Summary) -> str:

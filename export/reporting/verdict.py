@@ -107,7 +107,7 @@ def _cautions(material: Material) -> Iterator[Caution]:
     report, row = material.report, material.report.row(material.shipped)
     for device in report.devices:
         if device.passed is False:
-            told = f"{device.name} does not compute with {device.scheme} what this machine does. See Devices."
+            told = f"{device.name} does not compute with {device.scheme} what this machine does."
             yield Caution("A device failed.", told)
     if report.noisy:
         yield Caution("Don\u2019t trust the times.", "The machine was busy while they were measured. Measure again.")
@@ -135,7 +135,7 @@ def _about_data(material: Material) -> Iterator[Caution]:
     audit = material.audit
     if audit is None:
         told = "Copies of a photo in training and test make figures too good, wrong labels make them meaningless."
-        yield Caution("The data was not audited.", f"{told} See Data.")
+        yield Caution("The data was not audited.", told)
     elif leaks := sum(group.leaks for group in audit.copies):
         told = f"{count(leaks, 'photo has copies', 'photos have copies')} in more than one split: figures are too good."
         yield Caution("Data leaks.", told)
