@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,11 +53,19 @@ class Findings:
     cores: int
     loop_s: tuple[float, ...]
     ours_s: tuple[float, ...]
+    loop_cpu_s: tuple[float, ...]
+    ours_cpu_s: tuple[float, ...]
+    """Time that cores have worked, all threads together: what a busy machine does not change much."""
 
     @property
     def ratios(self) -> tuple[float, ...]:
         """How many times as fast as the loop."""
         return tuple(loop / ours for loop, ours in zip(self.loop_s, self.ours_s, strict=True))
+
+    @property
+    def costs(self) -> tuple[float, ...]:
+        """How much more work than the loop does."""
+        return tuple(ours / loop for loop, ours in zip(self.loop_cpu_s, self.ours_cpu_s, strict=True))
 
 
 def main(config: Config) -> Findings:
@@ -84,23 +93,27 @@ def main(config: Config) -> Findings:
     def pooled() -> NDArray[np.float32]:
         return ours.predictions([path], label="ours").outputs[0]
 
-    loop_s, ours_s = [], []
+    turns = []
     for turn in range(config.rounds + 1):
         # One side must not always come second, where the caches are warm.
         timed = [_timed(side) for side in ((loop, pooled) if turn % 2 else (pooled, loop))]
-        (one, first), (two, second) = timed if turn % 2 else timed[::-1]
-        if not np.array_equal(first, second):
-            raise ArtifactError(f"{path}: the two sides say different things; largest difference {_gap(first, second)}")
-        if turn:
-            loop_s.append(one)
-            ours_s.append(two)
-    return Findings(len(some), data.default_workers(), tuple(loop_s), tuple(ours_s))
+        theirs, mine = timed if turn % 2 else timed[::-1]
+        if not np.array_equal(theirs.outputs, mine.outputs):
+            raise ArtifactError(f"{path}: the two sides say different things, by {_gap(theirs.outputs, mine.outputs)}")
+        turns.append((theirs.seconds, mine.seconds, theirs.cpu_s, mine.cpu_s))
+    return Findings(len(some), data.default_workers(), *zip(*turns[1:], strict=True))
 
 
-def _timed(side: Callable[[], NDArray[np.float32]]) -> tuple[float, NDArray[np.float32]]:
-    start = time.perf_counter()
+class _Timed(NamedTuple):
+    seconds: float
+    cpu_s: float
+    outputs: NDArray[np.float32]
+
+
+def _timed(side: Callable[[], NDArray[np.float32]]) -> _Timed:
+    start, cpu = time.perf_counter(), time.process_time()
     outputs = side()
-    return time.perf_counter() - start, outputs
+    return _Timed(time.perf_counter() - start, time.process_time() - cpu, outputs)
 
 
 def _gap(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
@@ -120,7 +133,9 @@ def show(found: Findings) -> str:
         f"loop over photos  {told(found.loop_s)}\n"
         f"evaluation        {told(found.ours_s)}\n"
         f"ratio             {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); "
-        f"target {TARGET} on 2 idle cores"
+        f"target {TARGET} on 2 idle cores\n"
+        f"work of all cores  {statistics.median(found.costs):.3f} times the loop's "
+        f"({min(found.costs):.3f} to {max(found.costs):.3f})"
     )
 
 

@@ -1,5 +1,6 @@
 """An evaluation as text for a terminal: one table of models, and what slices, temperature and spoilt photos say."""
 
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -71,17 +72,18 @@ def text(report: "EvaluationReport") -> str:
     """Everything in lines of at most 125 characters."""
     names = ", ".join(target.name for target in getattr(report.keras, "targets", ()))
     figure = PRIMARY[report.keras.task]
-    return "\n".join(
-        [
-            *_models(report),
-            f"{report.keras.samples} test photos. drop: points of {figure} lost against Keras on the same photos; as "
-            "Keras: says the same",
-            _LEGEND[report.keras.task].format(names=names),
-            *_calibration(report),
-            *_slices(report),
-            *_robustness(report),
-        ]
-    )
+    legend = [
+        f"{report.keras.samples} test photos. drop: points of {figure} lost against Keras on the same photos; "
+        "as Keras: says the same",
+        _LEGEND[report.keras.task].format(names=names),
+    ]
+    tables = [_models(report), legend, _calibration(report), list(_slices(report)), _robustness(report)]
+    return "\n".join(part for lines in tables for line in lines for part in _fitting(line))
+
+
+def _fitting(line: str) -> list[str]:
+    """A line, in several where names are long."""
+    return [line] if len(line) <= WIDTH else textwrap.wrap(line, WIDTH, subsequent_indent="  ")
 
 
 def _details(report: "EvaluationReport") -> "Iterator[tuple[str, Details]]":
@@ -165,8 +167,8 @@ def _robustness(report: "EvaluationReport") -> list[str]:
             rows.append([name, f"{100 * found.clean:.2f}", *cells, f"{100 * found.mean_drop:+.2f}"])
     if not rows:
         return []
-    strengths = "; ".join(
+    strengths = [
         f"{kind}: {', '.join(f'{strength:g}' for strength in row.strengths)} ({row.unit})"
         for kind, row in CORRUPTIONS.items()
-    )
-    return [*_lines(["", "clean", *CORRUPTIONS, "mean drop"], rows), f"strengths 1, 2, 3 of {strengths}"]
+    ]
+    return [*_lines(["", "clean", *CORRUPTIONS, "mean drop"], rows), *strengths]

@@ -3,24 +3,22 @@
 import dataclasses
 import gzip
 import json
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from photos import make_photo_folder
 
 from edgetl import data
 from edgetl.comparison import mcnemar, paired_interval
 from edgetl.config import from_json, to_json
-from edgetl.errors import ArtifactError, DatasetError, RunError
+from edgetl.errors import ArtifactError, RunError
 from edgetl.metrics import calibration_error
 from edgetl.rundir import RunDir, read_json, sha256_of
 from export import benchmark, evaluate, report
 from export.artifacts import find_artifacts
 from export.device.interpreter import Model
 from export.device.latency import LatencyReport
-from export.evaluate import EVALUATION, EvaluationReport, EvaluationSet
+from export.evaluate import EVALUATION, EvaluationReport
 from export.report import Report
 from export.schemes import SCHEMES
 
@@ -245,104 +243,6 @@ def test_notes_on_the_training_stand_below_the_table(finished_run: RunDir) -> No
     assert from_json(Report, json.dumps(without)).notes == (), "as reports of earlier versions are"
 
 
-def test_evaluation_says_one_line_per_artifact(finished_run: RunDir) -> None:
-    evaluation = read_json(EvaluationReport, finished_run.export_path / EVALUATION)
-    titles, keras_line, *lines = evaluate.show(evaluation).splitlines()
-    assert keras_line.startswith("keras") and max(map(len, (titles, keras_line, *lines))) <= 125
-    for line, artifact in zip(lines, evaluation.artifacts, strict=True):
-        found = artifact.against_keras
-        assert line.split()[0] == artifact.scheme
-        assert f"{100 * found.drop:+.2f}" in line
-        assert f" {100 * found.drop_low:+.2f}..{100 * found.drop_high:+.2f} " in line
-        assert f"{100 * found.calibration_error_before:.2f} -> {100 * found.calibration_error_after:.2f}" in line
-        assert f" {found.mcnemar_p:.2g} " in line
-    # Numbers end under the ends of their titles.
-    for title in ("top-1 %", "drop", "McNemar p", "as Keras %", "F1 %", "log loss"):
-        end = titles.index(f"{title} ") + len(title)
-        assert all(line[end - 1].isdigit() and not line[end].strip() for line in lines), title
-
-
-# --- one split, many models -----------------------------------------------------------------------------------------
-
-
-def count(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> list[object]:
-    """Note the calls of a function."""
-    calls: list[object] = []
-    real = getattr(owner, name)
-
-    def noted(*args: object, **keywords: object) -> object:
-        calls.append(args)
-        return real(*args, **keywords)
-
-    monkeypatch.setattr(owner, name, noted)
-    return calls
-
-
-def test_models_are_scored_as_bytes_on_any_split(finished_run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = finished_run.export_path / "int8.tflite"
-    validation = finished_run.splits().validation
-    decoded, loaded = count(monkeypatch, data, "decoded"), count(monkeypatch, evaluate, "keras_forward")
-    photos = EvaluationSet(finished_run, validation, workers=2)
-    first = photos.predictions([path.read_bytes(), finished_run.export_path / "float32.tflite"])
-    again = photos.predictions([path])
-    alone = photos.predictions([])
-    assert (len(decoded), len(loaded)) == (1, 1), "photos decoded once, Keras asked once"
-    assert first.labels.tolist() == validation.labels.tolist() and 0 < len(validation) < 15
-    single = Model(path)
-    by_one = np.stack([single.predict(data.read_image(each.path, finished_run.inputs)) for each in validation])
-    np.testing.assert_array_equal(first.outputs[0], by_one)
-    np.testing.assert_array_equal(again.outputs[0], by_one)
-    assert again.keras is first.keras is alone.keras and again.labels.tolist() == first.labels.tolist()
-    assert (alone.outputs, alone.runtime, first.runtime) == ((), "", again.runtime)
-    np.testing.assert_allclose(first.outputs[1], first.keras, atol=1e-4)  # what a float32 artifact must reach
-
-
-def test_photos_that_do_not_fit_are_decoded_again(finished_run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    validation = finished_run.splits().validation
-    said = np.full((len(validation), 3), 0.25, np.float32)
-    asked: list[int] = []
-
-    def forward(pixels: np.ndarray) -> np.ndarray:
-        asked.append(len(pixels))
-        return said[: len(pixels)]
-
-    decoded = count(monkeypatch, data, "decoded")
-    size = len(validation) * 64 * 64 * 3
-    for keep_bytes, passes in ((size - 1, 2), (size, 1)):
-        decoded.clear()
-        asked.clear()
-        photos = EvaluationSet(finished_run, validation, workers=1, keep_bytes=keep_bytes, forward=forward)
-        first, second = (photos.predictions([finished_run.export_path / "int8.tflite"]) for _ in range(2))
-        assert len(decoded) == passes
-        assert sum(asked) == len(validation), "what Keras says is kept all the same"
-        np.testing.assert_array_equal(first.keras, said)
-        np.testing.assert_array_equal(first.outputs[0], second.outputs[0])
-
-
-def test_a_model_of_another_run_or_none_at_all_is_refused(finished_run: RunDir, tmp_path: Path) -> None:
-    photos = EvaluationSet(
-        finished_run, finished_run.splits().validation, forward=lambda pixels: pixels[:, 0, 0].astype(np.float32)
-    )
-    with pytest.raises(ArtifactError, match="not a TFLite model"):
-        photos.predictions([b"no model at all"])
-    with pytest.raises(ArtifactError, match=r"gone\.tflite"):
-        photos.predictions([tmp_path / "gone.tflite"])
-    photos.run = dataclasses.replace(finished_run)
-    photos.run.__dict__["output_names"] = ("cat", "dog")
-    with pytest.raises(ArtifactError, match="gives 3 scores, the run has 2 classes"):
-        photos.predictions([finished_run.export_path / "int8.tflite"])
-
-
-def test_only_some_schemes_can_be_evaluated(run_copy: RunDir) -> None:
-    whole = read_json(EvaluationReport, run_copy.export_path / EVALUATION)
-    found = evaluate.main(evaluate.Config(run_copy.path, schemes=("int8",), workers=1))
-    assert found.artifacts[0].scheme == "int8"
-    # What was known of the others stays, so that a report can still be made.
-    assert sorted(found.artifacts, key=lambda a: a.scheme) == sorted(whole.artifacts, key=lambda a: a.scheme)
-    assert read_json(EvaluationReport, run_copy.export_path / EVALUATION) == found
-    report.main(report.Config(run_copy.path))
-
-
 # --- stale, missing, damaged ----------------------------------------------------------------------------------------
 
 
@@ -388,52 +288,3 @@ def test_a_report_needs_an_evaluation(run_copy: RunDir) -> None:
     with pytest.raises(RunError, match=r"evaluation\.json: .*damaged"):
         report.main(report.Config(run_copy.path))
     assert (run_copy.path / "report.json").read_bytes() == before
-
-
-def test_an_artifact_that_gives_no_numbers_is_refused(run_copy: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    from export.device.interpreter import Pool
-
-    run = Pool.run
-    monkeypatch.setattr(Pool, "run", lambda self, pixels: run(self, pixels) * np.float32("nan"))
-    (run_copy.export_path / EVALUATION).unlink()
-    with pytest.raises(ArtifactError, match="not finite"):
-        evaluate.main(evaluate.Config(run_copy.path, schemes=("int8",)))
-    assert not (run_copy.export_path / EVALUATION).exists()
-
-
-# --- the photos -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def own_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The run's photos again, in a place where they may be damaged."""
-    root = make_photo_folder(tmp_path / "photos", {"cat": 20, "dog": 20, "owl": 20})
-    monkeypatch.setattr("edgetl.rundir.locate", lambda data: root)
-    return root
-
-
-def test_a_photo_that_was_changed_since_is_not_evaluated(own_photos: Path, run_copy: RunDir) -> None:
-    splits = run_copy.splits()
-    photo = splits.test.items[3].path
-    other = splits.train.items[0].path
-    photo.write_bytes(other.read_bytes())
-    before = (run_copy.export_path / EVALUATION).read_bytes()
-    with pytest.raises(DatasetError, match=rf"{photo.name}: changed since the run was made"):
-        evaluate.main(evaluate.Config(run_copy.path, schemes=("int8",)))
-    photo.write_bytes(b"no photo")
-    with pytest.raises(DatasetError, match="1 of 15 files can't be read"):
-        evaluate.main(evaluate.Config(run_copy.path, schemes=("int8",)))
-    photo.unlink()
-    with pytest.raises(DatasetError, match=rf"{photo.name}: used by the run .* missing now"):
-        evaluate.main(evaluate.Config(run_copy.path, schemes=("int8",)))
-    assert (run_copy.export_path / EVALUATION).read_bytes() == before
-
-
-def test_photos_that_come_or_go_between_two_passes_are_noticed(own_photos: Path, run_copy: RunDir) -> None:
-    splits = run_copy.splits()
-    many = data.Examples(splits.test.source, splits.test.root, splits.test.output_names, splits.train.items)
-    photos = EvaluationSet(run_copy, many, keep_bytes=0, forward=lambda pixels: pixels[:, 0, 0].astype(np.float32))
-    assert photos.predictions([]).unreadable == ()
-    many.items[0].path.write_bytes(b"no photo")
-    with pytest.raises(DatasetError, match=rf"{many.items[0].path.name}: came or went meanwhile"):
-        photos.predictions([])
