@@ -273,7 +273,9 @@ def span_of(train: data.Examples) -> Range | None:
     """Smallest and largest value of any target: what an integer output must be able to tell; None for scores.
 
     A network says on other photos what it has not said on those that ranges are measured on, and an integer output
-    cuts off what is beyond its range. All targets share one range, as they share one tensor.
+    cuts off what is beyond its range. On elpv's probability of a defect, 20 calibration photos alone cost R2 up to 0.2,
+    with what was trained on never more than 0.0005; a margin around that gains nothing, for no truth lies there. All
+    targets share one range, as they share one tensor.
     """
     return (float(train.labels.min()), float(train.labels.max())) if train.task == "regression" else None
 

@@ -131,12 +131,12 @@ def _labels(outputs: OutputSpec) -> dict[str, str]:
     if outputs.task != "multi_label":
         return dict.fromkeys((*places, "readme_labels"), "")
     pairs = list(zip(outputs.names, outputs.thresholds, strict=True))
-    kotlin = ", ".join(f"{_kotlin(name)} to {float(least)!r}" for name, least in pairs)
-    swift = ", ".join(f"{_quoted(name)}: {float(least)!r}" for name, least in pairs)
+    kotlin = ", ".join(f"{_kotlin(name)} to {np.float32(least)!s}f" for name, least in pairs)
+    swift = ", ".join(f"{_quoted(name)}: {np.float32(least)!s}" for name, least in pairs)
     return {
         "kotlin_thresholds": f"private val THRESHOLDS = mapOf({kotlin})\n",
         "kotlin_labels": _filled("labels.kt", {}),
-        "swift_thresholds": f"    private static let thresholds: [String: Double] = [{swift}]\n",
+        "swift_thresholds": f"    private static let thresholds: [String: Float] = [{swift}]\n",
         "swift_labels": _filled("labels.swift", {}),
         "readme_labels": " Any number of\nlabels can be true of a photo: labels(photo) gives those that reach their "
         "thresholds.",
@@ -148,7 +148,7 @@ def _numbers(artifact: Artifact) -> dict[str, str]:
     put, give = STORED[artifact.input_type], STORED[artifact.output_type]
     real = ("{}", "{}")
     if artifact.output_scale:
-        scale, zero = f"{np.float32(artifact.output_scale)}", artifact.output_zero_point
+        scale, zero = str(np.float32(artifact.output_scale)), artifact.output_zero_point
         real = (f"{scale}f * ({{}} - {zero})", f"{scale} * Float(Int({{}}) - {zero})")
     return {
         "kotlin_names": ", ".join(map(_kotlin, artifact.outputs.names)),

@@ -138,6 +138,23 @@ def test_tensors_by_position() -> None:
     assert not elements(source, 6)
 
 
+def test_values_are_no_scores_to_those_who_read_metadata() -> None:
+    values = OutputSpec("regression", ("a", "b", "c"), deviations=(1.0, 2.0, 3.0))
+    about = dataclasses.replace(ABOUT_MEAN, outputs=values)
+    (subgraph,) = elements(root(attach(mean(), about)), 3)
+    (sink,) = elements(subgraph, 3)
+    (names,) = elements(sink, 6)
+    assert (text(sink, 0), text(names, 0), byte(names, 2)) == ("values", "labels.txt", 1), "DESCRIPTIONS"
+    assert table(sink, b"", 5) is None, "nothing between 0 and 1"
+    assert read(attach(mean(), about)) == about
+
+
+def test_thresholds_travel_in_the_file() -> None:
+    labels = OutputSpec("multi_label", ("a", "b", "c"), thresholds=(0.3, 0.5, 0.7))
+    model = Model(attach(mean(), dataclasses.replace(ABOUT_MEAN, outputs=labels)))
+    assert model.about is not None and model.about.outputs.thresholds == (0.3, 0.5, 0.7)
+
+
 @pytest.mark.parametrize(
     ("io", "scale", "zero_point", "normalization", "stored"),
     [

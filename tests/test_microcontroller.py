@@ -17,6 +17,7 @@ from tiny_tflite import SIDE, pixels, tiny
 from edgetl.config import to_json
 from edgetl.errors import ConfigError
 from edgetl.inputs import ImageInput
+from edgetl.metrics import said_labels
 from edgetl.outputs import OutputSpec
 from export import metadata
 from export.device.interpreter import Model, TensorInfo
@@ -87,6 +88,32 @@ def test_the_header_says_what_the_tensors_hold() -> None:
     }
     assert "stored = pixel - 128" in text
     assert "stored = pixel," in sources.header("m", frame=(1, 1, 3), ends=(ends[1], ends[1]), arena=16, outputs=OUTPUTS)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8"])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.501, 0.7, 255 / 256, 1.0])
+def test_thresholds_as_stored_say_what_scores_say(kind: str, threshold: float) -> None:
+    output = TensorInfo("scores", (1,), kind, 1 / 256, -128 if kind == "int8" else 0)
+    stored = np.arange(np.iinfo(kind).min, np.iinfo(kind).max + 1)
+    labels = OutputSpec("multi_label", ("a",), thresholds=(threshold,))
+    (said,) = said_labels(output.real(stored)[:, None], labels).T
+    np.testing.assert_array_equal(stored >= mcu._stored(threshold, output), said)
+
+
+def test_the_header_says_how_labels_and_values_are_read() -> None:
+    uint8 = TensorInfo("pixels", (1,), "uint8", 1.0, 0), TensorInfo("scores", (1,), "uint8", 1 / 256, 0)
+    labels = OutputSpec("multi_label", ("a", "b"), thresholds=(0.3, 0.5))
+    text = sources.header("m", frame=(1, 1, 3), ends=uint8, arena=16, outputs=labels, thresholds=(77.0, 128.0))
+    assert "constexpr int kThresholds[kLabelCount] = {77, 128};" in text and "kLabelNames[kLabelCount]" in text
+    floats = TensorInfo("pixels", (1,), "float32", 0.0, 0), TensorInfo("scores", (1,), "float32", 0.0, 0)
+    text = sources.header("m", frame=(1, 1, 3), ends=floats, arena=16, outputs=labels, thresholds=labels.thresholds)
+    assert "constexpr float kThresholds[kLabelCount] = {0.3f, 0.5f};" in text
+    values = OutputSpec("regression", ("age",), deviations=(4.0,))
+    ends = uint8[0], TensorInfo("values", (1,), "uint8", 0.25, 12)
+    text = sources.header("m", frame=(1, 1, 3), ends=ends, arena=16, outputs=values)
+    assert "one value per target; value = kOutputScale * (stored - kOutputZeroPoint); beyond" in text
+    assert "kOutputScale = 0.25f;" in text and "kTargetCount = 1;" in text and "kThresholds" not in text
+    assert "kTargetNames[kTargetCount] = {" in sources.source("m", b"1234", values)
 
 
 @pytest.mark.parametrize(

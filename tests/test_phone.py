@@ -73,6 +73,35 @@ def test_odd_file_names_stay_inside_their_string(tmp_path: Path) -> None:
     assert r'"a \"b\" \\(c) $d é.tflite"' in files["Classifier.swift"]
 
 
+def test_labels_are_said_from_their_thresholds_on(tmp_path: Path) -> None:
+    labels = OutputSpec("multi_label", ("a $b", 'c "d"'), thresholds=(0.3, 0.5))
+    files = written(tmp_path, dataclasses.replace(ARTIFACT, outputs=labels))
+    assert r'THRESHOLDS = mapOf("a \$b" to 0.3f, "c \"d\"" to 0.5f)' in files["Classifier.kt"]
+    assert "it.score() >= THRESHOLDS.getValue(it.categoryName())" in files["Classifier.kt"]
+    assert r'thresholds: [String: Float] = ["a $b": 0.3, "c \"d\"": 0.5]' in files["Classifier.swift"]
+    assert "$0.score >= Self.thresholds[$0.name] ?? .infinity" in files["Classifier.swift"]
+    assert "scores 2 labels" in files["README.txt"] and "that reach their thresholds" in files["README.txt"]
+
+
+def test_values_go_through_the_interpreter(tmp_path: Path) -> None:
+    values = OutputSpec("regression", ("age", "weight"), deviations=(1.0, 2.0))
+    given = dataclasses.replace(ARTIFACT, outputs=values, output_scale=0.25, output_zero_point=12)
+    files = written(tmp_path, given)
+    assert sorted(files) == ["Estimator.kt", "Estimator.swift", "README.txt"]
+    kotlin, swift, readme = files["Estimator.kt"], files["Estimator.swift"], files["README.txt"]
+    assert 'NAMES = listOf("age", "weight")' in kotlin and 'names: [String] = ["age", "weight"]' in swift
+    assert "0.25f * ((output.get().toInt() and 0xff) - 12)" in kotlin and "0.25 * Float(Int($0) - 12)" in swift
+    assert "ByteArray(WIDTH * HEIGHT * 3 * 1)" in kotlin and "UInt8.self" in swift
+    assert "com.google.ai.edge.litert:litert:1.4.2" in readme and "'TensorFlowLiteSwift', '2.14.0'" in readme
+    assert not any("$" in text.replace("$0", "") for text in files.values())
+    floats = dataclasses.replace(given, input_type="float32", output_type="float32", output_scale=0.0)
+    files = written(tmp_path, floats)
+    assert "associateWith { output.getFloat() }" in files["Estimator.kt"] and ".map { $0 }" in files["Estimator.swift"]
+    assert "input.putFloat(value.toFloat())" in files["Estimator.kt"]
+    files = written(tmp_path, dataclasses.replace(given, input_type="int8", output_type="int8"))
+    assert "input.put((value - 128).toByte())" in files["Estimator.kt"], "MediaPipe would not take it; LiteRT does"
+
+
 def test_int8_input_gets_the_reason_and_no_snippet(tmp_path: Path) -> None:
     files = written(tmp_path, dataclasses.replace(ARTIFACT, path="int8_io8.tflite", input_type="int8"))
     assert list(files) == ["README.txt"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ class Outputs:
         if self.task == "regression":
             return pairs
         if self.task == "multi_label":
-            least = dict(zip(self.names, self.thresholds))  # noqa: B905
+            least = dict(zip(self.names, map(_single, self.thresholds)))  # noqa: B905
             return {name: score for name, score in pairs.items() if score >= least[name]}
         best = max(pairs, key=lambda name: pairs[name])
         return {best: pairs[best]}
@@ -101,6 +102,11 @@ class Outputs:
             either = sum(name in a for a in said) + sum(name in a for a in true)
             found.append(2 * both / either if either else 0.0)
         return _mean(found)
+
+
+def _single(number: float) -> float:
+    """The nearest float32, which is what scores are compared as."""
+    return float(struct.unpack("f", struct.pack("f", number))[0])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -189,4 +189,4 @@ def _stored(threshold: float, output: "TensorInfo") -> float:
         return threshold
     kind = np.iinfo(output.dtype)
     stored = np.arange(kind.min, kind.max + 1)
-    return float(kind.min + np.searchsorted(output.real(stored).astype(np.float64), threshold))
+    return float(kind.min + np.searchsorted(output.real(stored), np.float32(threshold)))

@@ -29,7 +29,7 @@ function rowsOf({ outputs: { task, names, thresholds } }, scores) {
     name,
     score: scores[i],
     text: percent.format(scores[i]),
-    said: task === "multi_label" && scores[i] >= thresholds[i],
+    said: task === "multi_label" && scores[i] >= Math.fround(thresholds[i]), // scores are float32
   }));
   rows.sort((a, b) => b.said - a.said || b.score - a.score);
   if (task !== "multi_label") rows[0].said = true;
