@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgetl import rundir
 from edgetl.config import to_json
 from edgetl.console import log
-from edgetl.data import Examples, Splits, write_csv
+from edgetl.data import Example, Examples, Splits, write_csv, written
 from edgetl.errors import RunError
 from edgetl.features import Features
 from edgetl.inputs import InputSpec
@@ -62,7 +62,7 @@ def reopen(
         told: what the log says of a run that is taken.
 
     Raises:
-        RunError: photos came or went since.
+        RunError: photos came or went since, or something that the run was made with is said of them otherwise.
     """
     finished = rundir.open_run(run.path)
     known = set(finished.photo_sha256) | set(rundir.read_json(kind, finished.path / rundir.METRICS).unreadable)
@@ -72,8 +72,20 @@ def reopen(
             f"{run.path}: {made} with other photos ({len(there - known)} came, {len(known - there)} went since). "
             f"{advice}"
         )
+    if changed := [item.id for item in examples if item.id in finished.rows and _differs(finished, examples, item)]:
+        raise RunError(
+            f"{run.path}: {made} with another label, group, weight or split of {len(changed)} photo(s) ({changed[0]}). "
+            f"{advice}"
+        )
     log.info("%s: %s", run.path, told)
     return finished
+
+
+def _differs(run: RunDir, examples: Examples, item: Example) -> bool:
+    """Whether a table says something else of an example than it did."""
+    row = run.rows[item.id]
+    moved = item.split in ("validation", "test") and item.split != row["split"]
+    return moved or written(examples, item) != (row["label"], row["group"], row["weight"])
 
 
 def save(

@@ -204,10 +204,15 @@ class RunDir:
         return splits
 
     @cached_property
+    def rows(self) -> dict[str, dict[str, str]]:
+        """What splits.csv says of each example when the run was made, by id."""
+        with (self.path / SPLITS).open(encoding="utf-8", newline="") as file:
+            return {row["id"]: row for row in csv.DictReader(file)}
+
+    @cached_property
     def photo_sha256(self) -> dict[str, str]:
         """Hash of each photo's bytes when the run was made, by id."""
-        with (self.path / SPLITS).open(encoding="utf-8", newline="") as file:
-            return {row["id"]: row["sha256"] for row in csv.DictReader(file)}
+        return {id_: row["sha256"] for id_, row in self.rows.items()}
 
     def refuse_changed(self, photos: Examples, sha256: Sequence[str]) -> None:
         """Make sure that photos are those of the run: what is measured is named after them.

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from photos import make_photo_folder
 
-from edgetl import data, features
+from edgetl import data, features, results
 from edgetl.backbones.build import build
 from edgetl.errors import BackboneError, ConfigError, DatasetError, EdgetlError, RunError, WeightsError
 from edgetl.inputs import ImageInput
@@ -162,6 +162,17 @@ def test_a_finished_run_is_left_as_it_is(trained_run: RunDir, photo_folder: Path
         main(dataclasses.replace(same, head="mlp"))
     after = {path: path.read_bytes() for path in trained_run.path.rglob("*") if path.is_file()}
     assert {p.name: c for p, c in after.items()} == {p.name: c for p, c in before.items()}
+
+
+def test_a_finished_run_of_a_table_that_was_edited_is_not_taken(trained_run: RunDir, photo_folder: Path) -> None:
+    examples = data.load(str(photo_folder))
+    assert results.reopen(trained_run, examples).path == trained_run.path
+    first = examples.items[0]
+    moved = "test" if trained_run.rows[first.id]["split"] == "validation" else "validation"
+    for change in ({"label": 1}, {"group": "g"}, {"weight": 0.5}, {"split": moved}):
+        edited = examples.with_items([dataclasses.replace(first, **change), *examples.items[1:]])  # type: ignore[arg-type]
+        with pytest.raises(RunError, match=rf"another label, group, weight or split of 1 photo\(s\) \({first.id}\)"):
+            results.reopen(trained_run, edited)
 
 
 def test_a_damaged_finished_run_is_not_called_finished(run_copy: RunDir, photo_folder: Path) -> None:

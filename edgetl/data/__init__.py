@@ -7,7 +7,7 @@ from edgetl.data.examples import Example, Examples, SplitName
 from edgetl.data.images import Pixels, read_image
 from edgetl.data.pipeline import Batch, Unreadable, check_unreadable, decoded, default_workers, load_pixels
 from edgetl.data.sources import NAMED, load, locate, refuse_inside
-from edgetl.data.splits import Splits, read_csv, split, stratified_subset, write_csv
+from edgetl.data.splits import Splits, read_csv, split, stratified_subset, write_csv, written
 
 __all__ = [
     "NAMED",
@@ -30,4 +30,5 @@ __all__ = [
     "split",
     "stratified_subset",
     "write_csv",
+    "written",
 ]

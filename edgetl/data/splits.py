@@ -138,10 +138,14 @@ def write_csv(splits: Splits, sha256: Mapping[str, str]) -> str:
     writer.writerow([*_COLUMNS, *splits.train.columns])
     rows = [(item, part.name) for part in fields(splits) for item in getattr(splits, part.name)]
     for item, part_name in sorted(rows, key=lambda row: row[0].id):
-        label = splits.train.label_text(item)
-        known = [item.id, label, part_name, item.group, repr(item.weight).removesuffix(".0"), sha256.get(item.id, "")]
-        writer.writerow([*known, *item.values])
+        label, group, weight = written(splits.train, item)
+        writer.writerow([item.id, label, part_name, group, weight, sha256.get(item.id, ""), *item.values])
     return text.getvalue()
+
+
+def written(examples: Examples, item: Example) -> tuple[str, str, str]:
+    """Label, group and weight of an example as `write_csv` writes them."""
+    return examples.label_text(item), item.group, repr(item.weight).removesuffix(".0")
 
 
 def read_csv(
