@@ -192,7 +192,7 @@ class Search:
         """Read what all candidates share.
 
         Raises:
-            DatasetError: there is no validation split.
+            DatasetError: there is no validation split, or no test split.
         """
         self.run, self.config = run, config
         splits = run.splits(config.data)
@@ -200,6 +200,11 @@ class Search:
             raise DatasetError(
                 f"{run.path}: no validation split to decide on, and the test split is for the final figure. "
                 "Train with --validation-fraction above 0"
+            )
+        if not len(splits.test):
+            raise DatasetError(
+                f"{run.path}: no photos were held out for testing (--test-fraction 0) to measure the result on. "
+                "Optimize a run that has some, and convert this one likewise"
             )
         self.tried: list[Candidate] = []
         self.options: list[Option] = []
