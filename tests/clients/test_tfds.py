@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets, built here by the real package, written out as files."""
+"""Data sets of TensorFlow Datasets (an extra), built here by the real package, written out as files."""
 
 import os
 import sys
@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
+from conftest import client
 from PIL import Image
 
 from edgetl import data
 from edgetl.data.tfds import tfds_folder
 from edgetl.errors import DatasetError
 
-PHOTO = tfds.features.Image(shape=(None, None, 3))
-COLOURS = tfds.features.ClassLabel(names=["red", "green"])
+pytestmark = pytest.mark.clients
 
 
 def photo(number: int) -> np.ndarray:
@@ -25,11 +24,12 @@ def photo(number: int) -> np.ndarray:
 
 def build(home: Path, name: str, features: dict[str, Any], examples: list[dict[str, Any]], **options: Any) -> None:
     """Prepare a data set of that name with 4 examples for training, 2 for testing and 1 without a use."""
+    tfds = client("tensorflow_datasets")
 
     class Built(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
 
-        def _info(self) -> tfds.core.DatasetInfo:
+        def _info(self) -> Any:
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), **options)
 
         def _split_generators(self, _: object) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
@@ -45,6 +45,8 @@ def build(home: Path, name: str, features: dict[str, Any], examples: list[dict[s
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tfds = client("tensorflow_datasets")
+    photos, colours = tfds.features.Image(shape=(None, None, 3)), tfds.features.ClassLabel(names=["red", "green"])
     home = tmp_path_factory.mktemp("prepared")
     tfds.disable_progress_bar()
     tfds.core.add_data_dir(home)
@@ -53,18 +55,18 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for n in range(7)
     ]
     box = tfds.features.BBoxFeature()
-    features = {"image": PHOTO, "label": COLOURS, "camera": tfds.features.Text(), "box": box}
+    features = {"image": photos, "label": colours, "camera": tfds.features.Text(), "box": box}
     build(home, "coloured", features, coloured, supervised_keys=("image", "label"))
     several = [{"image": photo(n), "tags": [n % 2, 1], "id": n} for n in range(4)]
-    build(home, "several", {"image": PHOTO, "tags": tfds.features.Sequence(COLOURS), "id": tfds.features.Text()},
+    build(home, "several", {"image": photos, "tags": tfds.features.Sequence(colours), "id": tfds.features.Text()},
           [{**each, "id": str(each["id"])} for each in several])  # fmt: skip
     sized = [{"image": photo(n), "size": n / 4, "near": n % 2} for n in range(4)]
     build(
-        home, "sized", {"image": PHOTO, "size": np.float32, "near": COLOURS}, sized, supervised_keys=("image", "size")
+        home, "sized", {"image": photos, "size": np.float32, "near": colours}, sized, supervised_keys=("image", "size")
     )
     unsure = [{"image": photo(n), "label": min(n - 1, 1)} for n in range(4)]
-    build(home, "unsure", {"image": PHOTO, "label": COLOURS}, unsure)
-    build(home, "double", {"left": PHOTO, "right": PHOTO, "label": COLOURS},
+    build(home, "unsure", {"image": photos, "label": colours}, unsure)
+    build(home, "double", {"left": photos, "right": photos, "label": colours},
           [{"left": photo(n), "right": photo(n), "label": 0} for n in range(4)])  # fmt: skip
     return home
 
