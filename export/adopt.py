@@ -98,6 +98,11 @@ def adopt(
     path = model.expanduser()
     _refuse_path(path)
     examples = load(data)
+    if examples.task != "classification":
+        raise ConfigError(
+            f"--model {model}: only classifiers can be adopted; {data} is for {examples.task}. Train with "
+            "a recipe, or give photos of one class each"
+        )
     refuse_inside(out, data, examples)
     fractions: dict[str, Any] = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
     split(examples, **fractions, seed=seed)  # what can't be divided is refused before anything is computed

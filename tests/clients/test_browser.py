@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_artifacts
 from conftest import client
 from photos import make_photo
 from PIL import Image
@@ -24,6 +25,7 @@ from edgetl.rundir import open_run
 from export import browser, convert
 from export.artifacts import Artifact, find_artifacts
 from export.device.interpreter import Model
+from export.device.outputs import Outputs
 
 pytestmark = pytest.mark.browser
 
@@ -315,6 +317,50 @@ def test_dropped_photos_show_their_labels(page: Any, run: Path, artifacts: dict[
     assert ", verified" in page.locator("footer").text_content()
     page.get_by_role("button", name="Clear photos").click()
     assert page.locator("figure").count() == 0
+
+
+@pytest.fixture(scope="session", params=["multi_label", "regression"])
+def other(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, Artifact, Path]]:
+    """A page of labels or of values: its address, and what it shows."""
+    folder = tmp_path_factory.mktemp(request.param)
+    artifact, model = tiny_artifacts.tiny_artifact(folder, "int8", task=request.param)
+    (folder / "web").mkdir()
+    browser.write(folder / "web", artifact, model)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder / "web"))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://localhost:{server.server_port}/", artifact, model
+    server.shutdown()
+
+
+def test_labels_and_values_are_shown_as_what_they_are(context: Any, other: tuple[str, Artifact, Path]) -> None:
+    address, artifact, path = other
+    page, model = context.new_page(), Model(path)
+    page.goto(address)
+    ready(page)
+    photos = tiny_artifacts.pixels(6)
+    drop(page, {f"{number}.png": file_of(photo, "PNG") for number, photo in enumerate(photos)})
+    page.wait_for_function("() => document.querySelectorAll('figure .name').length === 18")
+    outputs, counts = Outputs(**vars(artifact.outputs)), set()
+    for number, photo in enumerate(photos):
+        scores = model.predict(photo).tolist()
+        card, said = page.locator("figure", has_text=f"{number}.png"), outputs.said(scores)
+        names, values = (card.locator(each).all_text_contents() for each in (".name", ".value"))
+        marked = card.locator(".said .name").all_text_contents()
+        assert set(marked) == set(said)
+        counts.add(len(marked))
+        for name, shown in zip(names, values, strict=True):
+            value = scores[outputs.names.index(name)]
+            if outputs.task == "regression":
+                assert float(shown) == pytest.approx(value, rel=1e-3), "four digits"
+            else:
+                assert float(shown.rstrip("%")) == pytest.approx(100 * value, abs=0.051)
+        assert card.locator(".bar:visible").count() == (0 if outputs.task == "regression" else 3)
+        assert names == list(outputs.names) or outputs.task == "multi_label", "values stay in their order"
+        assert names[: len(marked)] == marked, "what is said comes first"
+    assert len(counts) > 1 or outputs.task == "regression"
+    assert page.get_by_role("status").text_content().startswith("5.png: ")
 
 
 def test_files_that_are_no_photos_say_so_and_leave_the_others_alone(page: Any) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_artifacts
 from conftest import client
 from tiny_tflite import SIDE, mean
 
 from edgetl.inputs import ImageInput
+from edgetl.metrics import said_labels
 from edgetl.outputs import OutputSpec
 from edgetl.rundir import open_run
 from export.device.interpreter import Model
@@ -67,6 +69,23 @@ def tiny(folder: Path, io: str) -> Path:
     path = folder / f"{io}.tflite"
     path.write_bytes(attach(mean(io, scale=1 / 256, zero_point=-128 if io == "int8" else 0), about))
     return path
+
+
+@pytest.mark.parametrize("scheme", ["int8", "float32"])
+def test_labels_have_the_scores_of_the_interpreter_each_for_itself(scheme: str, tmp_path: Path) -> None:
+    """What the snippets for phones apply thresholds to."""
+    artifact, path = tiny_artifacts.tiny_artifact(tmp_path, scheme, task="multi_label")
+    photos = tiny_artifacts.pixels(20)
+    expected = Model(path).predict_batch(photos)
+    with classifier(path) as classify:
+        found = [classify(photo) for photo in photos]
+    assert all(tuple(each) == artifact.outputs.names for each in found)
+    scores = np.array([list(each.values()) for each in found], np.float32)
+    # float32: the wheel's XNNPACK may sum in another order.
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=0.0 if scheme == "int8" else 1e-5)
+    said = scores >= np.float32(artifact.outputs.thresholds)
+    np.testing.assert_array_equal(said, said_labels(expected, artifact.outputs))
+    assert len(np.unique(said.sum(axis=1))) > 1, "not one label per photo"
 
 
 def test_it_refuses_int8_input_for_which_no_snippet_is_written(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from tiny_artifacts import CLASS_NAMES, NORMALIZATIONS, tiny_artifact
 
 from edgetl.errors import ArtifactError
 from edgetl.inputs import ImageInput
+from edgetl.metrics import said_labels
+from edgetl.outputs import Task
 from edgetl.rundir import open_run
 from export import families, schemes
 from export.artifacts import find_artifacts
@@ -206,13 +208,13 @@ int main() {
 """
 
 
-def compiled(folder: Path, main: str, *files: str) -> bytes:
-    """What a program prints, compiled with every warning an error."""
+def compiled(folder: Path, main: str, *files: str, given: bytes = b"") -> bytes:
+    """What a program prints, compiled with every warning an error; `given` is what it reads."""
     assert shutil.which("g++"), "g++ is missing: apt-get install g++"
     (folder / "main.cc").write_text(main)
     strict = ("-std=c++11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-Wconversion", "-Wtrigraphs", "-I.")
     subprocess.run(["g++", *strict, "main.cc", *files, "-o", "main"], cwd=folder, check=True)
-    return subprocess.run([folder / "main"], check=True, stdout=subprocess.PIPE).stdout
+    return subprocess.run([folder / "main"], check=True, stdout=subprocess.PIPE, input=given).stdout
 
 
 @pytest.mark.parametrize("scheme", [*INTEGERS, "float32"])
@@ -229,6 +231,44 @@ def test_a_compiler_takes_the_sources(scheme: str, tmp_path: Path) -> None:
     assert numbers[:4] == [report.arena_bytes, *artifact.inputs.shape]
     ends = (tensors.input.scale, tensors.input.zero_point, tensors.output.scale, tensors.output.zero_point)
     assert numbers[4:] == [np.float32(number) for number in ends]
+
+
+SAYING = """
+#include <cstdio>
+#include "NAME.h"
+int main() {
+  unsigned char stored[NAME::kKINDCount];
+  while (std::fread(stored, 1, sizeof stored, stdin) == sizeof stored) {
+    for (int i = 0; i < NAME::kKINDCount; ++i) {
+      std::printf("%.9g ", static_cast<double>(VALUE));
+    }
+    std::printf("\\n");
+  }
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "value"),
+    [
+        ("multi_label", "Label", "stored[i] >= NAME::kThresholds[i]"),
+        ("regression", "Target", "NAME::kOutputScale * static_cast<float>(stored[i] - NAME::kOutputZeroPoint)"),
+    ],
+)
+def test_programs_read_labels_and_values_as_the_header_says(task: Task, kind: str, value: str, tmp_path: Path) -> None:
+    artifact, model = tiny_artifact(tmp_path, "int8", task=task)
+    report = mcu.write(tmp_path, artifact, model)
+    pixels, reference = tiny_artifacts.pixels(50), Model(model, kernels="reference")
+    # The dense layer rounds twice there: one step, and a sigmoid makes no more of it.
+    found = mcu.invoke(array(tmp_path, "int8"), pixels[:, None], reference, report.arena_bytes)
+    np.testing.assert_allclose(found, reference.predict_batch(pixels), rtol=0, atol=1.01 * artifact.output_scale)
+    assert len(np.unique(found)) > 4
+    stored = np.round(found / artifact.output_scale + artifact.output_zero_point).astype(np.uint8)
+    main = SAYING.replace("VALUE", value).replace("KIND", kind).replace("NAME", "model_int8")
+    printed = compiled(tmp_path, main, "model_int8.cc", given=stored.tobytes())
+    said = np.array([line.split() for line in printed.decode().splitlines()], np.float32)
+    expected = said_labels(found, artifact.outputs) if task == "multi_label" else found
+    np.testing.assert_array_equal(said, expected.astype(np.float32))
 
 
 def test_the_resolver_compiles(tmp_path: Path) -> None:
