@@ -65,8 +65,9 @@ class Config(Making):
     run: Positional[Path]
     """Run directory (the --out of a recipe)."""
     max_accuracy_drop: float = 0.005
-    """Share of photos, 0..1, that may be named worse than by the Keras model: 0.005 is half a point of top-1. It holds
-    for the drop measured on the validation split and for the one that is expected, with its standard error."""
+    """What may be lost of the task's figure against the Keras model, 0..1: 0.005 is half a point of top-1 (labels: F1,
+    values: R2). It holds for the drop measured on the validation split and for the one that is expected, with its
+    standard error."""
     max_size_kb: float | None = None
     """Largest file, 1000 bytes."""
     max_latency_ms: float | None = None
