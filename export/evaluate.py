@@ -223,8 +223,8 @@ class _Earlier:
 
     def others(self, run: RunDir, new: set[str]) -> tuple[ArtifactScores, ...]:
         """Artifacts that are still there and were not scored anew."""
-        there = {sha256_of(path) for path in run.export_path.glob("*.tflite")}
-        return tuple(one for one in self.results if one.sha256 in there and one.scheme not in new)
+        there = {path.stem: sha256_of(path) for path in run.export_path.glob("*.tflite")}
+        return tuple(one for one in self.results if there.get(one.scheme) == one.sha256 and one.scheme not in new)
 
 
 def _packed(said: Stored) -> bytes:

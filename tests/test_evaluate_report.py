@@ -20,6 +20,7 @@ from export.device.interpreter import Model
 from export.device.latency import LatencyReport
 from export.evaluate import EVALUATION, EvaluationReport
 from export.report import Report
+from export.reporting import joined
 from export.schemes import SCHEMES
 
 PROMISED = {
@@ -27,12 +28,12 @@ PROMISED = {
     "path",
     "size_bytes",
     "gzip_bytes",
-    "top1",
-    "top1_low",
-    "top1_high",
-    "top1_drop",
-    "top1_drop_low",
-    "top1_drop_high",
+    "primary",
+    "primary_low",
+    "primary_high",
+    "drop",
+    "drop_low",
+    "drop_high",
     "mcnemar_p",
     "agreement",
     "calibration_error",
@@ -76,17 +77,17 @@ def test_figures_are_those_of_the_files(finished_run: RunDir) -> None:
         assert set(row) >= PROMISED
         assert path == finished_run.export_path / f"{scheme}.tflite"
         assert (row["sha256"], row["size_bytes"], row["samples"]) == (sha256_of(path), path.stat().st_size, 15)
-        assert row["top1"] == scores.scores.primary == pytest.approx(top1[scheme])
-        assert row["top1_low"] <= row["top1"] <= row["top1_high"]
+        assert row["primary"] == scores.scores.primary == pytest.approx(top1[scheme])
+        assert row["primary_low"] <= row["primary"] <= row["primary_high"]
         named, right = outputs[scheme].argmax(axis=1), expected.argmax(axis=1) == labels
         lost, gained = int((right & (named != labels)).sum()), int((~right & (named == labels)).sum())
-        assert row["top1_drop"] == pytest.approx(keras_top1 - top1[scheme])
+        assert row["drop"] == pytest.approx(keras_top1 - top1[scheme])
         assert (row["lost"], row["gained"]) == (lost, gained)
-        assert [row["top1_drop_low"], row["top1_drop_high"]] == pytest.approx(paired_interval(lost, gained, 15))
+        assert [row["drop_low"], row["drop_high"]] == pytest.approx(paired_interval(lost, gained, 15))
         assert row["mcnemar_p"] == pytest.approx(mcnemar(lost, gained))
         assert row["agreement"] == (named == expected.argmax(axis=1)).mean()
         recalls = [(right[labels == c].mean(), (named == labels)[labels == c].mean()) for c in range(3)]
-        assert row["class_drops"] == pytest.approx([before - after for before, after in recalls])
+        assert row["drops"] == pytest.approx([before - after for before, after in recalls])
         assert row["calibration_error"] == pytest.approx(
             calibration_error(labels, outputs[scheme], finished_run.outputs), abs=1e-5
         )
@@ -101,11 +102,11 @@ def test_figures_are_those_of_the_files(finished_run: RunDir) -> None:
         assert len(times) == 10
         assert row["latency_ms_median"] == np.median(times)
         assert row["latency_ms_p90"] == pytest.approx(np.percentile(times, 90))
-    assert written["keras_top1"] == evaluation.keras.primary == keras_top1
+    assert written["keras_primary"] == evaluation.keras.primary == keras_top1
     assert written["keras_calibration_error"] == pytest.approx(
         calibration_error(labels, expected, finished_run.outputs), abs=1e-5
     )
-    assert written["class_samples"] == {"cat": 5, "dog": 5, "owl": 5}
+    assert written["output_samples"] == {"cat": 5, "dog": 5, "owl": 5}
     assert written["run_sha256"] == sha256_of(finished_run.model_path)
     assert written["data_sha256"] == evaluation.data_sha256 == finished_run.manifest.data_sha256
 
@@ -115,7 +116,7 @@ def test_report_round_trips_and_names_circumstances(finished_run: RunDir) -> Non
     found = from_json(Report, text)
     assert to_json(found) == text
     assert [row.scheme for row in found.artifacts] == [name for name in SCHEMES if name in schemes_of(finished_run)]
-    assert (found.schema_version, len(found.artifacts)) == (3, len(schemes_of(finished_run)))
+    assert (found.schema_version, len(found.artifacts)) == (4, len(schemes_of(finished_run)))
     assert (found.threads, found.kernels, found.recipe) == (1, "xnnpack", "feature_extraction")
     assert "core(s)" in found.device and found.versions["ai-edge-litert"]
     assert found.notes == (), "this recipe leaves none"
@@ -133,9 +134,9 @@ def test_table_is_readable_at_120_columns(finished_run: RunDir) -> None:
                 scheme="clustered_dynamic_int8",
                 size_bytes=999_990_000,
                 gzip_bytes=999_990_000,
-                top1_drop=-1.0,
-                top1_drop_low=-1.0,
-                top1_drop_high=-0.9999,
+                drop=-1.0,
+                drop_low=-1.0,
+                drop_high=-0.9999,
                 latency_ms_median=12345.678,
                 latency_ms_p90=12345.678,
             )
@@ -161,12 +162,12 @@ def test_table_shows_the_drop_with_its_interval_and_sizes_as_sent(finished_run: 
         made.artifacts[0],
         size_bytes=3_670_000,
         gzip_bytes=3_280_000,
-        top1=0.8537,
-        top1_low=0.825,
-        top1_high=0.879,
-        top1_drop=0.0046,
-        top1_drop_low=-0.00512,
-        top1_drop_high=0.01424,
+        primary=0.8537,
+        primary_low=0.825,
+        primary_high=0.879,
+        drop=0.0046,
+        drop_low=-0.00512,
+        drop_high=0.01424,
         agreement=0.9817,
         calibration_error=0.0312,
         latency_ms_median=None,
@@ -180,9 +181,9 @@ def test_table_shows_the_drop_with_its_interval_and_sizes_as_sent(finished_run: 
 
 def rows_losing(finished_run: RunDir, high: float, drops: tuple[float | None, ...], samples: int) -> str:
     made = from_json(Report, (finished_run.path / "report.json").read_bytes())
-    row = dataclasses.replace(made.artifacts[0], top1_drop_high=high, class_drops=drops)
+    row = dataclasses.replace(made.artifacts[0], drop_high=high, drops=drops)
     return report.show(
-        dataclasses.replace(made, artifacts=(row,), class_samples=dict.fromkeys(made.class_samples, samples))
+        dataclasses.replace(made, artifacts=(row,), output_samples=dict.fromkeys(made.output_samples, samples))
     )
 
 
@@ -202,7 +203,7 @@ def test_a_class_that_lost_more_than_its_share_is_named(finished_run: RunDir) ->
 
 def test_schemes_stand_in_the_order_of_their_table_each_before_its_compressed_forms() -> None:
     names = ["clustered_int8", "int7", "float16", "pruned_int8", "int8", "pruned_float32", "pruned_int7", "float32"]
-    assert sorted(names, key=report._order) == [
+    assert sorted(names, key=joined.order) == [
         "float32",
         "pruned_float32",
         "float16",
@@ -222,6 +223,7 @@ def test_compressed_artifacts_bring_a_note_on_what_shrinks(run_copy: RunDir) -> 
         old.rename(old.with_name(f"pruned_{old.name}"))
     changed = dataclasses.replace(artifact, scheme="pruned_int8", path="pruned_int8.tflite")
     (run_copy.export_path / "pruned_int8.json").write_text(to_json(changed))
+    evaluate.main(evaluate.Config(run_copy.path, schemes=("pruned_int8",)))
     made = report.main(report.Config(run_copy.path))
     assert made.artifacts[-1].scheme == "pruned_int8"
     notes = " ".join(made.notes)
@@ -269,7 +271,7 @@ def test_an_artifact_that_was_made_again_needs_new_figures(run_copy: RunDir) -> 
         report.main(report.Config(run_copy.path))
     evaluate.main(evaluate.Config(run_copy.path))
     rows = {row.scheme: row for row in report.main(report.Config(run_copy.path)).artifacts}
-    assert rows["float16"].top1 == rows["dynamic_int8"].top1
+    assert rows["float16"].primary == rows["dynamic_int8"].primary
     assert rows["float16"].size_bytes == rows["dynamic_int8"].size_bytes
 
 
