@@ -13,8 +13,8 @@ def tuned(outputs: OutputSpec, labels: NDArray[np.float32], scores: NDArray[np.f
     """Choose the threshold of each label that gives it the highest F1; of other tasks, change nothing.
 
     A threshold lies halfway between two scores that occur, so that what quantization moves a little stays on its side.
-    Of several with the same F1 the one nearest to 0.5 is taken; it is 0.5 where a label is true of no photo, or no score
-    is above 0.
+    Of several with the same F1 the one nearest to 0.5 is taken; it is 0.5 where a label is true of no photo, or no
+    score is above 0.
 
     Args:
         outputs: what the model says.

@@ -10,6 +10,7 @@ import tensorflow as tf
 from edgetl.backbones.blocks import Block
 from edgetl.batches import Batches
 from edgetl.fine_tuning import FineTuning, Settings
+from edgetl.heads import build_head
 from edgetl.history import Epoch
 from edgetl.judging import Validation
 from edgetl.optimizers import OptimizerSettings
@@ -23,7 +24,7 @@ BLOCKS = tuple(Block(name, (f"{name}_conv", f"{name}_bn")) for name in ("one", "
 Arrays = dict[str, np.ndarray]
 
 
-def tiny_model(dropout: float = 0.2) -> keras.Model:
+def tiny_model(dropout: float = 0.2, outputs: OutputSpec = OUTPUTS) -> keras.Model:
     """Three blocks of convolution, BatchNorm and ReLU; always the same weights."""
     rng = np.random.default_rng(0)
     x = images = keras.Input((SIZE, SIZE, 3), name="images")
@@ -34,7 +35,8 @@ def tiny_model(dropout: float = 0.2) -> keras.Model:
         x = keras.layers.ReLU(name=f"{block.name}_relu")(x)
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     x = keras.layers.Dropout(dropout, name="head_dropout")(x)
-    model = keras.Model(images, keras.layers.Dense(CLASSES, activation="softmax", name="probabilities")(x))
+    (last,) = build_head(outputs.task, 8, len(outputs.names), deviations=outputs.deviations).layers
+    model = keras.Model(images, last(x))
     model.set_weights([w + rng.normal(0, 0.1, w.shape) for w in (np.zeros(v.shape) for v in model.weights)])
     model.get_layer("normalize").set_weights([np.eye(3)[None, None, ::-1] / 128, -np.ones(3)])
     for block in BLOCKS:
@@ -77,6 +79,15 @@ def labels_of(count: int) -> np.ndarray:
     return np.arange(count) % CLASSES
 
 
+def labels_for(outputs: OutputSpec, colours: np.ndarray) -> np.ndarray:
+    """Labels of another task that say which colour a photo has."""
+    if outputs.exclusive:
+        return colours
+    if outputs.task == "multi_label":
+        return (colours[:, None] == np.arange(CLASSES)).astype(np.float32)
+    return (np.array([[0.1], [0.3], [0.2]]) * [1, -1000] + [2, 0]).astype(np.float32)[colours]
+
+
 def two_phases(rate: float = 1e-2) -> tuple[Phase, ...]:
     """Two epochs of block three, then two of blocks two and three."""
     return plan(
@@ -105,6 +116,8 @@ def tiny_training(
     views: int = 1,
     batch_size: int = 4,
     sampling: Any = "natural",
+    outputs: OutputSpec = OUTPUTS,
+    weights: np.ndarray | None = None,
     optimizer: dict[str, Any] | None = None,
     on_epoch: Any = lambda history: None,
     **settings: Any,
@@ -114,11 +127,11 @@ def tiny_training(
     labels = labels_of(14) if labels is None else labels
     source = source or PixelSource(labels, views)
     return FineTuning(
-        model or tiny_model(),
+        model or tiny_model(outputs=outputs),
         BLOCKS,
         phases or two_phases(),
-        Batches(source, labels, OUTPUTS, batch_size, seed, sampling),
-        Validation(PixelSource(labels_of(6), seed=1), labels_of(6)),
+        Batches(source, labels_for(outputs, labels), outputs, batch_size, seed, sampling, weights),
+        Validation(PixelSource(labels_of(6), seed=1), labels_for(outputs, labels_of(6))),
         Settings(seed, OptimizerSettings(**(optimizer or {})), **{"warmup_epochs": 0.5, **settings}),
         checkpoint=checkpoint,
         on_epoch=on_epoch,
