@@ -133,7 +133,9 @@ def _name(part: Sequence[str]) -> str:
     return part[0] if len(part) == 1 else f"{part[0]}..{part[-1]}"
 
 
-def describe(phases: Sequence[Phase], blocks: "Sequence[Block]", parameters: Mapping[str, int], head: int) -> str:
+def describe(
+    phases: Sequence[Phase], blocks: "Sequence[Block]", parameters: Mapping[str, int], head: int, probe: str = "L-BFGS"
+) -> str:
     """Lay the plan out for people: what is frozen, what learns, how fast, for how long.
 
     Args:
@@ -141,12 +143,13 @@ def describe(phases: Sequence[Phase], blocks: "Sequence[Block]", parameters: Map
         blocks: of the backbone.
         parameters: number of parameters that can learn, by layer name (frozen BatchNorm counts none).
         head: number of parameters of the head.
+        probe: how the linear probe is fitted.
 
     Returns:
         A table in plain text, one line per phase.
     """
     rows = [("phase", "frozen", "learning", "layers", "parameters", "epochs", "head rate", "backbone rates")]
-    rows.append(("0 linear probe", f"all {len(blocks)} blocks", "head", "1", f"{head:,}", "-", "L-BFGS", "-"))
+    rows.append(("0 linear probe", f"all {len(blocks)} blocks", "head", "1", f"{head:,}", "-", probe, "-"))
     by_name = {block.name: block for block in blocks}
     for number, phase in enumerate(phases, start=1):
         layers = [layer for name in phase.thawed for layer in by_name[name].layers if parameters.get(layer)]

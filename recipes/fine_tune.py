@@ -277,7 +277,7 @@ def prepare(config: Config, examples: data.Examples, run: RunDir) -> Iterator[Pr
     )
     head.set_weights(probe.get_weights())
     model = heads.attach(backbone, head)
-    show_plan(config, model, blocks, plan)
+    show_plan(config, outputs.task, model, blocks, plan)
     with training_data.sources(config, row, spec, model, plan, splits) as (learner, train, validation):
         labels, said = splits.validation.labels, np.asarray(probe(table.of(splits.validation), training=False))
         validated = score(labels, said, tuned(outputs, labels, said))
@@ -302,7 +302,9 @@ def refuse_what_does_not_fit(config: Config, plan: tuple[Phase, ...]) -> None:
     strategy_for(config.distribute, config.batch_size)
 
 
-def show_plan(config: Config, model: "keras.Model", blocks: "tuple[Block, ...]", plan: tuple[Phase, ...]) -> None:
+def show_plan(
+    config: Config, task: Task, model: "keras.Model", blocks: "tuple[Block, ...]", plan: tuple[Phase, ...]
+) -> None:
     """Log what will be trained when, before the long part begins."""
     from edgetl.backbones.build import NORMALIZE_LAYER
     from edgetl.trainee import learning_layers
@@ -314,7 +316,7 @@ def show_plan(config: Config, model: "keras.Model", blocks: "tuple[Block, ...]",
     }
     in_blocks = {name for block in blocks for name in block.layers} | {NORMALIZE_LAYER}
     head = sum(layer.count_params() for layer in model.layers if layer.name not in in_blocks)
-    log.info("%s", phases.describe(plan, blocks, parameters, head))
+    log.info("%s", phases.describe(plan, blocks, parameters, head, "ridge" if task == "regression" else "L-BFGS"))
     log.info(
         "%s; %s schedule; BatchNorm %s; augmentation %s",
         config.optimizer,
