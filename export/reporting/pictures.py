@@ -103,10 +103,11 @@ def _pixels(material: Material, said: Stored, wanted: Sequence[int]) -> tuple[di
         return {}, ""
     run = material.run
     try:
-        test = run.splits(material.data).test
-        examples = test.select([said.ids[index] for index in wanted])
-    except (DatasetError, OSError) as error:
+        root = data.locate(material.data or run.manifest.data)
+    except DatasetError as error:
         return {}, str(error)
+    items = tuple(data.Example(said.ids[index], root / said.ids[index], 0) for index in wanted)
+    examples = data.Examples(run.manifest.data, root, run.output_names, items)  # labels are known already
     found: dict[int, data.Pixels] = {}
     with progress("photos for the page", len(wanted)) as bar:
         for batch in data.decoded(examples, run.inputs):
