@@ -515,7 +515,7 @@ def show(found: Optimization) -> str:
     lines += [
         f"{front} artifacts on {samples} validation photos (Keras {100 * found.keras_primary:.2f} %); * Pareto front "
         f"of accuracy, size, latency ({found.device}, 1 thread)",
-        "drop as measured; expected: of photos on which it differs, if Keras' probabilities were the truth; both count",
+        "drop as measured; expected: of photos on which it differs, if what Keras says were the truth; both count",
     ]
     if found.test is None or found.test_against_keras is None:
         missed = ", ".join(chosen.misses)
