@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import keras
 
 BATCH = 8
-FAR = ((0.06, "like its pretraining photos"), (0.15, "some way from its pretraining photos"))
+FAR = ((0.06, "like the pretraining photos"), (0.15, "some way from the pretraining photos"))
 """Up to such a distance. Everyday photos have 0.02, stained tissue 0.10, print and textures 0.15 to 0.20, stripes of a
 random generator 0.5 (EfficientNet-Lite0; `docs/choosing.md`)."""
 
@@ -51,7 +51,7 @@ def distance(backbone: "keras.Model", photos: Sequence[NDArray[np.uint8]]) -> fl
 
 def in_words(found: float) -> str:
     """Say what a distance means."""
-    return next((words for limit, words in FAR if found <= limit), "far from its pretraining photos")
+    return next((words for limit, words in FAR if found <= limit), "far from the pretraining photos")
 
 
 def _normalizing(backbone: "keras.Model") -> Iterator[Any]:

@@ -64,8 +64,8 @@ def test_distance_is_unknown_without_statistics() -> None:
 
 def test_words_follow_the_distance() -> None:
     said = [domain.in_words(found) for found in (0.0, 0.02, 0.1, 0.2, 5.0)]
-    assert said[0] == said[1] == "like its pretraining photos"
-    assert said[2].startswith("some way") and said[3] == said[4] == "far from its pretraining photos"
+    assert said[0] == said[1] == "like the pretraining photos"
+    assert said[2].startswith("some way") and said[3] == said[4] == "far from the pretraining photos"
 
 
 @pytest.mark.slow
