@@ -213,3 +213,95 @@ def test_expected_drop_is_the_mean_drop_where_probabilities_are_the_truth() -> N
     # The mean of 400 draws, each of which has a standard error of about 0.013.
     assert np.mean(drops) == pytest.approx(expected, abs=4 * np.std(drops) / 20)
     assert np.std(drops) > 0.005  # which is the luck that a single measurement is made of
+
+
+# --- labels and numbers ---------------------------------------------------------------------------------------------
+
+LABELS = OutputSpec("multi_label", ("a", "b"), thresholds=(0.5, 0.5))
+NUMBERS = OutputSpec("regression", ("a", "b"), deviations=(2.0, 10.0))
+
+
+def noisy(spec: OutputSpec, n: int, sizes: Sequence[float], seed: int = 0) -> list[np.ndarray]:
+    """What is true, and what models say that err more and more."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(size=(n, 2))
+    said = [truth + size * rng.normal(size=(n, 2)) for size in sizes]
+    if spec.task == "multi_label":
+        return [(truth > 0).astype(np.float32), *((1 / (1 + np.exp(-3 * each))).astype(np.float32) for each in said)]
+    return [each.astype(np.float32) * np.float32(spec.deviations) for each in (truth, *said)]
+
+
+@pytest.mark.parametrize("spec", [LABELS, NUMBERS], ids=lambda spec: spec.task)
+def test_drop_of_labels_and_numbers_is_the_difference_of_the_figures(spec: OutputSpec) -> None:
+    labels, reference, other = noisy(spec, 300, (0.3, 0.5))
+    found = comparison.compare(labels, reference, other, spec)
+    back = comparison.compare(labels, other, reference, spec)
+    figures = [metrics.primary(labels, each, spec) for each in (reference, other)]
+    # Sums of 300 float32 numbers of size 10.
+    assert found.drop == pytest.approx(figures[0] - figures[1], abs=1e-6)
+    assert found.drop == pytest.approx(np.mean([drop for drop in found.drops if drop is not None]), abs=1e-9)
+    # The same photos are drawn in both directions.
+    assert (found.drop_low, found.drop_high) == pytest.approx((-back.drop_high, -back.drop_low), abs=1e-9)
+    assert found.drop_low < found.drop < found.drop_high
+    assert found.agreement == back.agreement < 1 and found.flips is None
+    assert (found.calibration_error_before is None) == (spec.task == "regression")
+    nothing = comparison.compare(labels, reference, reference, spec)
+    assert (nothing.drop, nothing.expected_drop, nothing.max_difference, nothing.agreement) == (0, 0, 0, 1)
+    assert from_json(Comparison, to_json(found)) == found
+
+
+def test_labels_by_hand() -> None:
+    labels = np.array([[1, 0], [1, 0], [0, 0], [0, 0]], np.float32)
+    reference = np.array([[0.9, 0.1], [0.8, 0.1], [0.1, 0.1], [0.1, 0.1]], np.float32)
+    other = np.array([[0.9, 0.1], [0.4, 0.1], [0.1, 0.1], [0.1, 0.1]], np.float32)
+    found = comparison.compare(labels, reference, other, LABELS)
+    # F1 of a: 1 before, 2 / (1 + 2) after. Nobody has b.
+    assert found.drops == (pytest.approx(1 / 3), None)
+    assert found.drop == pytest.approx(1 / 6)
+    assert found.agreement == 3 / 4
+    assert found.max_difference == pytest.approx(0.4)
+    # As the reference hopes: F1 2 x 1.7 / (2 + 1.9) before, 2 x 0.9 / (1 + 1.9) after.
+    assert found.expected_drop == pytest.approx((3.4 / 3.9 - 1.8 / 2.9) / 2, abs=1e-6)
+
+
+def test_numbers_by_hand() -> None:
+    labels = np.array([[0, 0], [4, 20]], np.float32)  # variances 4 and 100
+    other = np.array([[1, 0], [4, 20.9]], np.float32)
+    found = comparison.compare(labels, labels, other, NUMBERS)
+    assert found.drops == pytest.approx((1 / 8, 0.81 / 200))
+    assert found.drop == found.expected_drop == pytest.approx((1 / 8 + 0.81 / 200) / 2), "the reference is right"
+    assert found.agreement == 0.5, "1 is half a deviation of 2, 0.9 less than a tenth of 10"
+    assert found.max_difference == pytest.approx(0.5)
+
+
+def test_expected_drop_of_numbers_is_the_mean_drop_where_the_reference_is_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    spec = OutputSpec("regression", ("x",), deviations=(1.0,))
+    reference = rng.normal(size=(400, 1)).astype(np.float32)
+    other = reference + rng.normal(scale=0.2, size=(400, 1)).astype(np.float32)
+    found = []
+    for _ in range(100):
+        truth = reference + rng.normal(scale=0.5, size=(400, 1)).astype(np.float32)
+        before, after = (metrics.primary(truth, each, spec) for each in (reference, other))
+        found.append(before - after)
+    expected = comparison.compare(truth, reference, other, spec).expected_drop
+    # The mean of 100 draws; the variance of 400 photos, which it is a share of, is known to 7 %.
+    assert np.mean(found) == pytest.approx(expected, rel=0.15)
+    assert expected == pytest.approx(0.04 / 1.25, rel=0.2)
+
+
+def test_the_interval_of_a_bootstrap_holds_the_true_drop_about_as_often_as_it_says() -> None:
+    many = noisy(LABELS, 200_000, (0.3, 0.5), seed=1)
+    true_drop = metrics.primary(many[0], many[1], LABELS) - metrics.primary(many[0], many[2], LABELS)
+    ends = [comparison.compare(*noisy(LABELS, 200, (0.3, 0.5), seed=seed), LABELS) for seed in range(2, 62)]
+    covered = np.mean([found.drop_low <= true_drop <= found.drop_high for found in ends])
+    assert 0.86 <= covered <= 1.0  # 95 % of 60 is known to 2.8 points; percentiles of 200 photos are slightly narrow
+
+
+def test_labels_and_numbers_need_what_they_are_measured_by() -> None:
+    values = np.ones((2, 2), np.float32)
+    with pytest.raises(ValueError, match="threshold for each of 2 labels"):
+        comparison.compare(values, values, values, OutputSpec("multi_label", ("a", "b")))
+    for deviations in ((), (1.0,), (1.0, 0.0)):
+        with pytest.raises(ValueError, match="deviation above 0 of each of 2"):
+            comparison.compare(values, values, values, OutputSpec("regression", ("a", "b"), deviations=deviations))
