@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 360, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 40
 LINE = 13
 """Distance of two labels, one above the other."""
 LOG_FROM = 8.0
@@ -244,13 +244,14 @@ def lines(
     *,
     percent: bool = False,
     marks: Sequence[tuple[float, str]] = (),
+    y_ends: Range | None = None,
     note: str = "",
 ) -> Chart:
     """Values over a common axis; `marks` are upright lines with what begins there. Few values have dots."""
     points = [(x, y) for each in series for x, y in zip(each.x, each.y, strict=True)]
     xs = [x for x, _ in points]
     ends = (min(xs) - 0.5, max(xs) + 0.5) if len(set(xs)) == 1 else (min(xs), max(xs))
-    drawing = Drawing(title, ends, wide([y for _, y in points]))
+    drawing = Drawing(title, ends, y_ends or wide([y for _, y in points]))
     drawing.axes(x_title, y_title, percent=percent)
     for place, name in marks:
         x = drawing.x.at(place)

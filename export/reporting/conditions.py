@@ -1,6 +1,6 @@
 """Under which conditions the model is worse: on some part of the photos, and on photos that a camera has spoilt."""
 
-from edgetl.robustness import CORRUPTIONS
+from edgetl.robustness import CORRUPTIONS, Robustness
 from edgetl.scores import PRIMARY
 from edgetl.slices import Slice, SliceColumn
 from export.reporting import charts
@@ -85,10 +85,16 @@ def robustness_blocks(material: Material) -> tuple[Block, ...]:
         for each in found.corrupted
         if each.kind in CORRUPTIONS
     )
+    both = ((material.quantized, found), ("Keras", keras))
+    ends = charts.wide([figure for _, each in both for row in each.corrupted for figure in (each.clean, *row.primary)])
+    drawn = tuple(_strained(model, each, name, ends) for model, each in both)
+    table = Table(f"{name} at strengths 1, 2, 3", ("", "1", "2", "3"), rows, note=f"Strengths: {units}.")
+    return (told, Charts(drawn), table)
+
+
+def _strained(model: str, found: Robustness, name: str, ends: charts.Range) -> charts.Chart:
     series = [
         charts.Series(each.kind, [0.0, 1.0, 2.0, 3.0], [found.clean, *each.primary], style)
         for each, style in zip(found.corrupted, ("main", "other", "third", "fourth"), strict=False)
     ]
-    drawn = charts.lines(f"{material.quantized} under strain", series, "strength", f"{name}, %", percent=True)
-    table = Table(f"{name} at strengths 1, 2, 3", ("", "1", "2", "3"), rows, note=f"Strengths: {units}.")
-    return (told, Charts((drawn,)), table)
+    return charts.lines(f"{model} under strain", series, "strength", f"{name}, %", percent=True, y_ends=ends)

@@ -7,7 +7,7 @@ from export.reporting import charts
 from export.reporting.blocks import Block, Charts, Row, Table, percent, points, value
 from export.reporting.material import Material
 
-DRAWN = 600
+DRAWN = 1000
 """Photos that are drawn, at most: more dots lie on each other, and make the page large."""
 TARGETS = 6
 """Targets that are drawn."""

@@ -9,6 +9,8 @@ from export.reporting.blocks import Block, Charts, Text, percent
 from export.reporting.material import Material
 
 BINS = 10
+SURE_ENOUGH = 0.05
+"""A temperature that differs from 1 by less changes no score by more than a point or so."""
 FEWEST = 10
 """Scores in a bin, below which its share says more of luck than of the model."""
 
@@ -41,7 +43,7 @@ def reliability_blocks(material: Material) -> tuple[Block, ...]:
 def _temperature(material: Material) -> tuple[Block, ...]:
     """What one number more would make of the scores."""
     found = material.result(material.shipped).details.temperature
-    if found is None:
+    if found is None or abs(found.temperature - 1) < SURE_ENOUGH:
         return ()
     sure = "too sure of itself" if found.temperature > 1 else "not sure enough of itself"
     before, after = percent(found.calibration_error_before), percent(found.calibration_error_after)
