@@ -149,6 +149,15 @@ def test_the_second_call_reopens_and_other_settings_are_refused(
         (photos / "cat" / "new.jpg").unlink()
 
 
+def test_only_classifiers_are_adopted(tmp_path: Path, model: keras.Model, saved: Callable[[keras.Model], Path]) -> None:
+    folder = make_photo_folder(tmp_path / "measured", {"cell": 6})
+    rows = "".join(f"cell/{number:04}.jpg,{number / 6}\n" for number in range(6))
+    (folder / "power.csv").write_text(f"path,target_power\n{rows}")
+    with pytest.raises(ConfigError, match=r"only classifiers can be adopted; .*power.csv is for regression"):
+        adopt(saved(model), str(folder / "power.csv"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def trained_config(tmp_path: Path) -> Path:
     folder = tmp_path / "trained"

@@ -108,20 +108,9 @@ def run(bundle: Bundle, folder: Path, options: argparse.Namespace) -> Outcome:
             )
         rows.append(scores)
         photos.append(_checked(photo, pixels, scores, expected, outputs, bounds))
-    truths = [photo.truth for photo, _ in chosen]
-    report = CheckReport(
-        task=outputs.task,
-        photos=tuple(photos),
-        metric=outputs.metric,
-        score=outputs.primary(truths, rows),
-        host_score=outputs.primary(truths, [expected for _, expected in chosen]),
-        agreement=sum(photo.same for photo in photos) / len(photos),
-        max_difference=max(photo.max_difference for photo in photos),
-        same_pixels=sum(photo.same_pixels for photo in photos),
-        bounds=bounds,
-        passed=_passed(photos, bounds),
-        circumstances=circumstances(model),
-    )
+    truths, host = [photo.truth for photo, _ in chosen], [expected for _, expected in chosen]
+    figures = outputs.primary(truths, rows), outputs.primary(truths, host)
+    report = _judged(photos, figures, outputs, bounds, circumstances(model))
     return Outcome(report, tuple(_shown(report, bundle, sample)), report.passed)
 
 
@@ -150,11 +139,25 @@ def _checked(
     )
 
 
-def _passed(photos: list[CheckedPhoto], bounds: Bounds) -> bool:
-    others = sum(not photo.same for photo in photos)
-    # Of a small sample one photo may be named otherwise: its best two can be nearer than what is allowed.
-    return others <= max(1, (1 - bounds.min_agreement) * len(photos)) and all(
-        photo.max_difference <= _allowed(bounds, photo.same_pixels) for photo in photos
+def _judged(
+    photos: list[CheckedPhoto], figures: tuple[float, float], outputs: Outputs, bounds: Bounds, found: Circumstances
+) -> CheckReport:
+    count = len(photos)
+    same = sum(photo.same for photo in photos)
+    return CheckReport(
+        task=outputs.task,
+        photos=tuple(photos),
+        metric=outputs.metric,
+        score=figures[0],
+        host_score=figures[1],
+        agreement=same / count,
+        max_difference=max(photo.max_difference for photo in photos),
+        same_pixels=sum(photo.same_pixels for photo in photos),
+        bounds=bounds,
+        # Of a small sample one photo may be named otherwise: its best two can be nearer than what is allowed.
+        passed=count - same <= max(1, (1 - bounds.min_agreement) * count)
+        and all(photo.max_difference <= _allowed(bounds, photo.same_pixels) for photo in photos),
+        circumstances=found,
     )
 
 
