@@ -96,7 +96,7 @@ def check_areas(found: ClassScores | MultiLabelScores, true: np.ndarray, outputs
 # --- classes --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(judged())
 def test_class_scores_are_scikit_learns(case: tuple[np.ndarray, np.ndarray]) -> None:
     labels, probabilities = case
@@ -133,7 +133,7 @@ def test_class_scores_are_scikit_learns(case: tuple[np.ndarray, np.ndarray]) -> 
     assert from_json(ClassificationScores, to_json(found)) == found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(judged())
 def test_ordinal_scores_are_scikit_learns(case: tuple[np.ndarray, np.ndarray]) -> None:
     labels, probabilities = case
@@ -202,7 +202,7 @@ def test_wilson_interval_is_the_published_one(successes: int, trials: int, low: 
 # --- several labels -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(labelled())
 def test_label_scores_are_scikit_learns(case: tuple[np.ndarray, np.ndarray, OutputSpec]) -> None:
     labels, outputs, spec = case
@@ -242,7 +242,7 @@ def test_labels_need_their_thresholds() -> None:
 # --- numbers --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(measured())
 def test_numbers_are_judged_as_scikit_learn_does(case: tuple[np.ndarray, np.ndarray, OutputSpec]) -> None:
     truth, said, spec = case
@@ -304,11 +304,11 @@ def test_bootstrap_intervals_hold_the_true_figure_about_as_often_as_they_say(tas
             return (truth > 0).astype(np.float32), (said > 0).astype(np.float32)
         return truth.astype(np.float32), said.astype(np.float32)
 
-    true_figure = primary(*photos(400_000), spec)
-    figures = [primary_figure(*photos(200), spec) for _ in range(150)]
+    true_figure = primary(*photos(100_000), spec)
+    figures = [primary_figure(*photos(100), spec) for _ in range(80)]
     covered = np.mean([low <= true_figure <= high for _, low, high in figures])
-    # 95 % of 150 draws is known to 1.8 points; percentile intervals of 200 photos are known to be slightly narrow.
-    assert 0.88 <= covered <= 0.995
+    # 95 % of 80 draws is known to 2.4 points; percentile intervals of 100 photos are known to be slightly narrow.
+    assert 0.86 <= covered <= 1
 
 
 def test_intervals_of_many_photos_and_labels_take_seconds_and_of_few_no_time() -> None:
