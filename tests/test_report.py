@@ -27,7 +27,7 @@ from export.layer_errors import LayerError
 from export.reporting import charts
 from export.reporting.card import escaped
 from export.reporting.joined import Report, ReportRow, recommended
-from export.reporting.sections import recipe_command
+from export.reporting.origins import recipe_command
 from recipes import feature_extraction
 
 HOSTILE = (

@@ -13,7 +13,7 @@ from export.reporting.blocks import Summary, between, change_between, megabytes,
 from export.reporting.conditions import worst_slice
 from export.reporting.joined import Report
 from export.reporting.material import Material
-from export.reporting.sections import recipe_command
+from export.reporting.origins import recipe_command
 from export.reporting.verdict import licence_of
 
 TO_FILL_IN = "_(to be written by the author)_"
