@@ -133,8 +133,10 @@ def _cautions(material: Material) -> Iterator[Caution]:
 
 def _about_data(material: Material) -> Iterator[Caution]:
     audit = material.audit
+    if material.settings.get("allow_leakage"):
+        yield Caution("Leaks were allowed.", "--allow-leakage: copies of test photos may be among the training photos.")
     if audit is None:
-        told = "Copies of a photo in training and test make figures too good, wrong labels make them meaningless."
+        told = "Near copies in training and test make figures too good, wrong labels make them meaningless."
         yield Caution("The data was not audited.", told)
     elif leaks := sum(group.leaks for group in audit.copies):
         told = f"{count(leaks, 'photo has copies', 'photos have copies')} in more than one split: figures are too good."
