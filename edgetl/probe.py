@@ -33,6 +33,19 @@ Fit = Callable[[float], tuple[float, Callable[[], Solution]]]
 
 
 @dataclass(frozen=True)
+class _Given:
+    """What a probe is fitted to, and chosen by."""
+
+    train: NDArray[np.float32]
+    """[n, d], scaled; as is `validation`."""
+    labels: NDArray[Any]
+    validation: NDArray[np.float32]
+    validation_labels: NDArray[Any]
+    weights: NDArray[np.float32] | None
+    """[n], their mean 1; None counts all alike."""
+
+
+@dataclass(frozen=True)
 class LinearProbe:
     """Weights of a dense layer and what it is for, and how they were chosen."""
 
@@ -82,13 +95,13 @@ def fit_linear_probe(
     from threadpoolctl import threadpool_limits
 
     scaling = Scaling.of(features)
-    parts = scaling.apply(features), labels, scaling.apply(validation_features), validation_labels
     relative = None if weights is None else relative_weights(weights)
+    given = _Given(scaling.apply(features), labels, scaling.apply(validation_features), validation_labels, relative)
     best: tuple[float, float, Solution] | None = None
     worse = 0
     # Matrices of a few megabytes: threads of BLAS that wait for each other on busy cores cost 20 times what they save.
     with threadpool_limits(1, "blas"), progress("linear head") as bar:
-        fit = _FITS[task](*parts, relative)
+        fit = _FITS[task](given)
         for c in inverse_l2:
             loss, solution = fit(c)
             log.debug("C=%.3g: validation loss %.4f", c, loss)
@@ -104,13 +117,7 @@ def fit_linear_probe(
     return LinearProbe(*scaling.fold(kernel, bias), c, task)
 
 
-def _logistic(
-    train: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    validation: NDArray[np.float32],
-    validation_labels: NDArray[np.int64],
-    weights: NDArray[np.float32] | None,
-) -> Fit:
+def _logistic(given: _Given) -> Fit:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
 
@@ -124,26 +131,21 @@ def _logistic(
         return kernel.T, bias
 
     def fit(c: float) -> tuple[float, Callable[[], Solution]]:
-        model.set_params(C=c).fit(train, labels, weights)
-        found = model.predict_proba(validation)
-        return float(log_loss(validation_labels, found, labels=model.classes_)), solution
+        model.set_params(C=c).fit(given.train, given.labels, given.weights)
+        found = model.predict_proba(given.validation)
+        return float(log_loss(given.validation_labels, found, labels=model.classes_)), solution
 
     return fit
 
 
-def _adjacent_categories(
-    train: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    validation: NDArray[np.float32],
-    validation_labels: NDArray[np.int64],
-    weights: NDArray[np.float32] | None,
-) -> Fit:
+def _adjacent_categories(given: _Given) -> Fit:
     from scipy.optimize import minimize
     from scipy.special import log_softmax
 
-    classes, width = int(labels.max()) + 1, train.shape[1]
-    places, x = rank_positions(classes), train.astype(np.float64)
-    shares = (np.ones(len(x)) if weights is None else weights.astype(np.float64)) / len(x)
+    labels = given.labels
+    classes, width = int(labels.max()) + 1, given.train.shape[1]
+    places, x = rank_positions(classes), given.train.astype(np.float64)
+    shares = (np.ones(len(x)) if given.weights is None else given.weights.astype(np.float64)) / len(x)
     rows = np.arange(len(x))
     spec = OutputSpec("ordinal", tuple(str(k) for k in range(classes)))
     at = np.zeros(width + classes)
@@ -166,24 +168,18 @@ def _adjacent_categories(
         )
         at = found.x
         kernel, bias = at[:width, None] * places, at[width:] - at[width:].mean()
-        outputs = activate(validation @ kernel + bias, "ordinal")
-        return mean_loss(validation_labels, outputs, spec), lambda: (kernel, bias)
+        outputs = activate(given.validation @ kernel + bias, "ordinal")
+        return mean_loss(given.validation_labels, outputs, spec), lambda: (kernel, bias)
 
     return fit
 
 
-def _independent_labels(
-    train: NDArray[np.float32],
-    labels: NDArray[np.float32],
-    validation: NDArray[np.float32],
-    validation_labels: NDArray[np.float32],
-    weights: NDArray[np.float32] | None,
-) -> Fit:
+def _independent_labels(given: _Given) -> Fit:
     from sklearn.linear_model import LogisticRegression
 
-    count = labels.shape[1]
+    labels, count = given.labels, given.labels.shape[1]
     spec = OutputSpec("multi_label", tuple(str(k) for k in range(count)))
-    kernel, bias = np.zeros((train.shape[1], count)), np.zeros(count)
+    kernel, bias = np.zeros((given.train.shape[1], count)), np.zeros(count)
     models = {}
     for k, true in enumerate(labels.T):
         if true.min() != true.max():
@@ -193,25 +189,19 @@ def _independent_labels(
 
     def fit(c: float) -> tuple[float, Callable[[], Solution]]:
         for k, model in models.items():
-            model.set_params(C=c).fit(train, labels[:, k], weights)
+            model.set_params(C=c).fit(given.train, labels[:, k], given.weights)
             kernel[:, k], bias[k] = model.coef_[0], model.intercept_[0]
-        outputs = activate(validation @ kernel + bias, "multi_label")
-        return mean_loss(validation_labels, outputs, spec), lambda: (kernel.copy(), bias.copy())
+        outputs = activate(given.validation @ kernel + bias, "multi_label")
+        return mean_loss(given.validation_labels, outputs, spec), lambda: (kernel.copy(), bias.copy())
 
     return fit
 
 
-def _ridge(
-    train: NDArray[np.float32],
-    labels: NDArray[np.float32],
-    validation: NDArray[np.float32],
-    validation_labels: NDArray[np.float32],
-    weights: NDArray[np.float32] | None,
-) -> Fit:
-    deviations = labels.std(axis=0, dtype=np.float64)
+def _ridge(given: _Given) -> Fit:
+    deviations = given.labels.std(axis=0, dtype=np.float64)
     spec = OutputSpec("regression", tuple(str(k) for k in range(len(deviations))), deviations=tuple(deviations))
-    x, y = train.astype(np.float64), labels / deviations
-    shares = np.ones(len(x)) if weights is None else weights.astype(np.float64)
+    x, y = given.train.astype(np.float64), given.labels / deviations
+    shares = np.ones(len(x)) if given.weights is None else given.weights.astype(np.float64)
     mean_x, mean_y = (np.average(part, axis=0, weights=shares) for part in (x, y))
     x, y = x - mean_x, y - mean_y
     # One decomposition serves every strength: (X'X + I/C)^-1 X'y in the axes of X'X.
@@ -221,12 +211,12 @@ def _ridge(
     def fit(c: float) -> tuple[float, Callable[[], Solution]]:
         kernel = axes @ (along / (np.maximum(spread, 0.0) + 1 / c)[:, None]) * deviations
         bias = mean_y * deviations - mean_x @ kernel
-        return mean_loss(validation_labels, validation @ kernel + bias, spec), lambda: (kernel, bias)
+        return mean_loss(given.validation_labels, given.validation @ kernel + bias, spec), lambda: (kernel, bias)
 
     return fit
 
 
-_FITS: dict[Task, Callable[..., Fit]] = {
+_FITS: dict[Task, Callable[[_Given], Fit]] = {
     "classification": _logistic,
     "ordinal": _adjacent_categories,
     "multi_label": _independent_labels,

@@ -49,7 +49,7 @@ def said(model: keras.Model, colours: np.ndarray, seed: int) -> np.ndarray:
     return np.asarray(model(PixelSource(colours, seed=seed).pixels[:, 0].astype(np.float32), training=False))
 
 
-@tasks("ordinal", "multi_label", "regression")
+@tasks("ordinal", "regression")
 def test_training_lowers_the_loss_that_the_history_tells(task: Task, tmp_path: Path) -> None:
     spec, model = SPECS[task], tiny_model(outputs=SPECS[task])
     settings = {"labels": labels_of(28), "optimizer": {"weight_decay": 0.0}, "outputs": spec}
@@ -148,7 +148,7 @@ def test_what_a_task_does_not_know_is_refused(tmp_path: Path) -> None:
         tiny_training(tmp_path / "c", outputs=SPECS["regression"], focal_gamma=2.0).run()
 
 
-@tasks("ordinal", "regression")
+@tasks("regression")
 def test_hidden_layers_learn_every_task(task: Task) -> None:
     rng = np.random.default_rng(0)
     colours, spec = labels_of(120), SPECS[task]
