@@ -113,7 +113,7 @@ def test_a_model_becomes_a_run_like_any_other(
     np.testing.assert_allclose(outputs(pixels), np.asarray(model(pixels, training=False)), atol=EQUAL)
     metrics = read_json(Metrics, run.path / METRICS)
     test = np.stack([data.read_image(e.path, SPEC) for e in splits.test])
-    assert metrics.test.confusion == score(splits.test.labels, outputs(test)).confusion
+    assert metrics.test.confusion == score(splits.test.labels, outputs(test), splits.test.outputs).confusion
     assert metrics.validation.top1 == 1.0  # the head was fitted to these photos
     (note,) = metrics.notes
     assert "figures flatter" in note
@@ -488,7 +488,7 @@ def test_doubts_name_the_layer_that_is_missing_or_the_order_of_the_classes(
         kernel, bias = by_colour
         head.set_weights([kernel[:, order], bias[list(order)]])
         pixels = np.concatenate([batch.pixels for batch in data.decoded(examples, SPEC)])
-        return doubts(model, SPEC, examples, score(examples.labels, forward_of(model)(pixels)))
+        return doubts(model, SPEC, examples, score(examples.labels, forward_of(model)(pixels), examples.outputs))
 
     assert said(True, (0, 1, 2)) == ()
     (order,) = said(True, (2, 0, 1))
