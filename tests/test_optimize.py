@@ -283,7 +283,8 @@ def test_a_real_run_end_to_end(tmp_path: Path, trained_run: RunDir) -> None:
     assert found.test.samples == len(run.splits().test)
     assert chosen.against_keras is not None and chosen.against_keras.samples == len(run.splits().validation)
     text = show(found)
-    assert f"chosen: {optimize.named(chosen)}" in text and "test split: top-1 100.00 % (79.6 to 100.0, 15 photos)" in text
+    assert f"chosen: {optimize.named(chosen)}" in text
+    assert "test split: top-1 100.00 % (79.6 to 100.0, 15 photos)" in text
     assert all(each.latency_ms > 0 for each in found.candidates)
 
 
