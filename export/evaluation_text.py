@@ -135,7 +135,7 @@ def _calibration(report: "EvaluationReport") -> list[str]:
     table = _lines(["", "temperature", "log loss then", "calib. error % then"], rows)
     return [
         *table,
-        "temperature: of the validation photos; scores divided by it in their logits are nearer to the truth",
+        "temperature: fitted on the validation photos; logits are to be divided by it",
     ]
 
 
