@@ -233,7 +233,10 @@ def _ranges(values: list[str]) -> list[str]:
     if len(np.unique(known)) <= DISTINCT:
         return [value or EMPTY for value in values]
     edges = np.unique(np.quantile(known, np.linspace(0, 1, QUARTILES + 1)))
-    names = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
+    # Whole numbers in full, and as many digits as tell the edges apart: with 4, the days of a year are all alike.
+    least = min(max(4, len(f"{np.abs(edges).max():.0f}")), 17)
+    written = next(w for d in range(least, 18) if len(set(w := [f"{edge:.{d}g}" for edge in edges])) == len(edges))
+    names = [f"{low} to {high}" for low, high in pairwise(written)]
     place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(names) - 1)
     return [names[where] if np.isfinite(number) else EMPTY for where, number in zip(place, numbers, strict=True)]
 

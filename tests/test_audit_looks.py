@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter
 
 from edgetl.audit import looks, quality
 from edgetl.data import load
+from edgetl.errors import UnreadableImageError
 
 
 @pytest.fixture
@@ -85,6 +86,19 @@ def test_files_that_are_not_what_they_are_called_are_named(folder: Path) -> None
         "cat/called.png": "called .png, holds JPEG",
         "dog/moving.webp": "3 frames, of which the first is used",
     }
+
+
+def test_frames_that_are_broken_behind_the_first_stop_nothing(folder: Path) -> None:
+    frames = [Image.fromarray(make_photo(0, n, (160, 120))) for n in range(3)]
+    content = io.BytesIO()
+    frames[0].save(content, "GIF", save_all=True, append_images=frames[1:])
+    told = set()
+    for end in range(len(content.getvalue()) - 1, 0, -97):
+        try:
+            told.add(int(looks.look(content.getvalue()[:end])["frames"]))
+        except UnreadableImageError:
+            break
+    assert {0, 2} <= told, "cut within a frame, and between two"
 
 
 def test_a_colour_mode_is_odd_only_where_it_is_rare(folder: Path) -> None:

@@ -223,6 +223,8 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "weight < 0": (lines("cat,-1", header="path,label,weight"), "m.csv: line 2: weight '-1'"),
     "weight nan": (lines("cat,nan", header="path,label,weight"), "m.csv: line 2: weight 'nan'"),
     "weight inf": (lines("cat,inf", header="path,label,weight"), "m.csv: line 2: weight 'inf'"),
+    "weight beyond float32": (lines("cat,1e39", header="path,label,weight"), "m.csv: line 2: weight '1e39'"),
+    "weight that vanishes": (lines("cat,1e-50", header="path,label,weight"), "m.csv: line 2: weight '1e-50'"),
     "weight text": (lines("cat,big", header="path,label,weight"), "m.csv: line 2: weight 'big'"),
 }
 

@@ -39,6 +39,8 @@ def test_numbers_are_cut_at_their_quartiles() -> None:
     assert np.bincount(cut.index).tolist() == [25, 25, 25, 25]
     assert cut.values == ("0 to 12.38", "12.38 to 24.75", "24.75 to 37.12", "37.12 to 49.5")
     assert (np.diff(cut.index) >= 0).all(), "in their order"
+    (days,) = cuts(photos(day=[str(20240101 + i) for i in range(100)]))
+    assert np.bincount(days.index).tolist() == [25] * 4 and days.values[0] == "20240101 to 20240126"
     (few,) = cuts(photos(level=["10"] * 30 + ["9"] * 30 + ["-1"] * 30))
     assert few.values == ("-1", "9", "10"), "few different numbers are values, in their order"
     (gaps,) = cuts(photos(age=[str(i) for i in range(80)] + [""] * 20))

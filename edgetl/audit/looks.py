@@ -34,7 +34,7 @@ LOOK = np.dtype(
         ("bytes", np.uint64),
         ("format", "U4"),
         ("mode", "U6"),
-        ("frames", np.uint32),
+        ("frames", np.uint32),  # 0: broken behind the first
         ("bright", np.float32),  # 99th percentile of brightness, 0..1: low in dark photos
         ("dark", np.float32),  # 5th percentile: high in washed-out photos
         ("deviation", np.float32),  # standard deviation of grey, 0..128
@@ -117,11 +117,19 @@ def look(data: bytes) -> NDArray[np.void]:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # the header alone
         row["width"], row["height"] = image.size
         row["format"], row["mode"] = image.format, image.mode
-        row["frames"] = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
+        row["frames"] = _frames(image)
     row["bytes"] = len(data)
     row["sha256"] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
     _measure(pixels, row)
     return row
+
+
+def _frames(image: Image.Image) -> int:
+    """How many there are; 0 where what follows the first is broken, which is all that training reads."""
+    try:
+        return int(getattr(image, "n_frames", 1)) if image.format in _ANIMATED else 1
+    except Exception:  # Pillow walks through all of them, and what a flipped bit raises there is anything
+        return 0
 
 
 def _measure(pixels: Pixels, row: NDArray[np.void]) -> None:

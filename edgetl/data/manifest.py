@@ -23,7 +23,7 @@ METADATA = ("metadata.csv", "metadata.jsonl")
 OWN = ("id", "label", "split", "group", "weight", "sha256")
 """Columns of a run's splits.csv; others of the same name get an underscore at their end."""
 _BETWEEN = "|"
-_LARGEST = float(np.finfo(np.float32).max)
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _weight(text: str, where: str) -> float:
         weight = float(text or 1)
     except ValueError:
         weight = math.nan
-    if not 0 < weight < math.inf:
+    if not _SMALLEST <= weight <= _LARGEST:
         raise DatasetError(f"{where}: weight {text!r}, need a number above 0. Remove the row if it must not count")
     return weight
 
