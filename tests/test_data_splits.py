@@ -81,10 +81,18 @@ def test_default_shares() -> None:
     assert parts.test.output_names == ("cat", "dog")
 
 
-@pytest.mark.parametrize("fractions", [(0, 0.2), (0.2, 0), (-0.1, 0.2), (0.5, 0.5), (0.9, 0.2), (float("nan"), 0.2)])
+@pytest.mark.parametrize(
+    "fractions", [(0, 0.2), (0, 0), (0.2, -0.1), (-0.1, 0.2), (0.5, 0.5), (0.9, 0.2), (float("nan"), 0.2)]
+)
 def test_fractions_that_leave_nothing(fractions: tuple[float, float]) -> None:
-    with pytest.raises(ConfigError, match="both must be above 0 and their sum below 1"):
+    with pytest.raises(ConfigError, match="the first must be above 0, the second at least 0"):
         split(made_up({"a": 9, "b": 9}), validation_fraction=fractions[0], test_fraction=fractions[1])
+
+
+def test_all_photos_can_be_learned_from() -> None:
+    parts = split(made_up({"cat": 8, "dog": 2}), validation_fraction=0.25, test_fraction=0)
+    assert (parts.train.counts, parts.validation.counts) == ({"cat": 6, "dog": 1}, {"cat": 2, "dog": 1})
+    assert not len(parts.test) and parts.test.output_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize("fractions", [(0.3, 0.6), (0.6, 0.3), (0.01, 0.98), (0.49, 0.5)])

@@ -147,7 +147,7 @@ def test_figures_come_home_into_report_and_table(deployed: tuple[deploy.Deployed
     kept = {path.relative_to(copied).parts[0] for path in copied.rglob("*") if path.is_file()}
     assert kept == {"bundle.json", "int8.tflite", "labels.txt", "edgetl-device.pyz", "sample", "reports"}
     made = report.main(report.Config(run))
-    assert made.devices == (done.row,) and made.schema_version == 3
+    assert made.devices == (done.row,) and made.schema_version == 4
     assert from_json(report.Report, (run / "report.json").read_bytes()) == made
     (found,) = done.row.latencies
     series = json.loads((done.folder / "benchmark.json").read_bytes())["latencies"][0]["runs_ms"]
