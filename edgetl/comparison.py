@@ -124,7 +124,7 @@ def _labels(
     said = (said_labels(each, spec) for each in (reference, other))
     hoped = [np.hstack([reference * each, reference + each]) for each in said]
     expected, _, _, error = _paired(hoped, f1_of)
-    there: list[bool] = (labels > 0.5).any(axis=0).tolist()
+    there = labels.max(axis=0) > 0.5
     return Comparison(
         samples=len(labels),
         drop=float(drops.mean()),
