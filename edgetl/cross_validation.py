@@ -50,14 +50,14 @@ class FoldOutputs:
     ids: tuple[str, ...]
     outputs: NDArray[np.float32]
     """[n, k]."""
-    data_sha256: str
-    """Of all examples of all folds."""
+    splits_sha256: str
+    """Of what the model was made of and tested on, as `edgetl.data.write_csv` has it."""
 
     def to_bytes(self) -> bytes:
         """Content of an .npz file."""
         buffer = BytesIO()
-        model, data = np.array(to_json(self.model)), np.array(self.data_sha256)
-        np.savez(buffer, model=model, ids=np.array(self.ids), outputs=self.outputs, data_sha256=data)
+        model, splits = np.array(to_json(self.model)), np.array(self.splits_sha256)
+        np.savez(buffer, model=model, ids=np.array(self.ids), outputs=self.outputs, splits_sha256=splits)
         return buffer.getvalue()
 
     @classmethod
@@ -71,7 +71,7 @@ class FoldOutputs:
             with np.load(BytesIO(content), allow_pickle=False) as stored:
                 model = from_json(FoldModel, str(stored["model"]))
                 ids = tuple(str(id_) for id_ in stored["ids"])
-                return cls(model, ids, stored["outputs"], str(stored["data_sha256"]))
+                return cls(model, ids, stored["outputs"], str(stored["splits_sha256"]))
         except Exception as error:  # a flipped bit can ask zipfile for anything
             raise ValueError(str(error)) from error
 

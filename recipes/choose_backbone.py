@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from tyro.conf import Fixed, Suppress
 
 from edgetl import comparison, cross_validation, data, domain, features, logme, rundir
-from edgetl.audit import gate
 from edgetl.backbones import registry
 from edgetl.backbones.backbone import Backbone
 from edgetl.config import checked, command, to_json
 from edgetl.console import log, progress, quiet_tensorflow, table_lines
 from edgetl.errors import ArtifactError, ConfigError, DatasetError, WeightsError
 from edgetl.inputs import InputSpec
-from edgetl.metrics import score
+from edgetl.metrics import said_labels, score
 from edgetl.outputs import OutputSpec
 from edgetl.rundir import RunDir, read_json
 from edgetl.scores import PRIMARY, Scores
@@ -135,7 +134,7 @@ def main(config: Config) -> Choice:
     """
     config = checked(config)
     rows = named(config)
-    examples = gate.admit(experiment.find_examples(config), config.exclude, config.allow_leakage)
+    examples = cross_validate.pooled(config)
     sample = sampled(config, examples)
     with rundir.writing(config.out, RECIPE, config) as run:
         rows, skipped = available(config, rows)
@@ -187,7 +186,7 @@ def sampled(config: Config, examples: data.Examples) -> data.Examples:
     """
     count = min(config.sample, len(examples))
     try:
-        sample = data.stratified_subset(cross_validate.whole(examples), count, config.seed)
+        sample = data.stratified_subset(examples, count, config.seed)
         cross_validate.divided(config, sample, config.folds)
         experiment.divide(config, sample)
     except DatasetError as error:
@@ -253,15 +252,19 @@ def reread(run: RunDir, row: Backbone, sample: data.Examples) -> Trial | None:
     about, said, tflite = (run.path / f"{row.name}{suffix}" for suffix in (".json", ".npz", ".tflite"))
     if not (about.is_file() and said.is_file() and tflite.is_file()):
         return None
-    with np.load(said) as kept:
-        if str(kept["sample"]) != sample_key(sample):
-            return None
-        return Trial(read_json(Candidate, about), tuple(map(str, kept["ids"])), kept["said"])
+    try:
+        with np.load(said) as kept:
+            if str(kept["sample"]) != sample_key(sample):
+                return None
+            return Trial(read_json(Candidate, about), tuple(map(str, kept["ids"])), kept["said"])
+    except Exception:  # a flipped bit can ask zipfile for anything
+        log.warning("%s is damaged and will be made again", said)
+        return None
 
 
 def sample_key(sample: data.Examples) -> str:
-    """Tells photos and labels of a sample from others."""
-    labels = "".join(f"{sample.label_text(example)}\n" for example in sample)
+    """Tells photos, labels, groups and weights of a sample from others."""
+    labels = "".join("\0".join(data.written(sample, example)) + "\n" for example in sample)
     places = "".join(features.photos_key(sample, start) for start in range(0, len(sample), features.SHARD_ROWS))
     return hashlib.sha256((labels + places).encode(errors="surrogateescape")).hexdigest()
 
@@ -346,11 +349,11 @@ def recommend(candidates: Sequence[Candidate], trials: Sequence[Trial], sample: 
         best = max(candidates, key=lambda each: each.logme)
         return best.backbone, f"{best.backbone} has the highest LogME; none has an int8 form to be timed"
     best = max(able, key=lambda each: (each.probe.primary, each.logme))
-    said = {each.candidate.backbone: each.said for each in trials}
+    said = {each.candidate.backbone: decided(each) for each in trials}
+    outputs = dataclasses.replace(best.outputs, thresholds=(0.5,) * len(best.outputs.thresholds))
     labels = sample.select(trials[0].ids).labels
     against = {
-        each.backbone: comparison.compare(labels, said[best.backbone], said[each.backbone], best.outputs)
-        for each in able
+        each.backbone: comparison.compare(labels, said[best.backbone], said[each.backbone], outputs) for each in able
     }
     level = [each for each in able if each is best or against[each.backbone].drop_low <= 0]
     chosen = min(level, key=lambda each: each.latency_ms or 0.0)
@@ -364,6 +367,12 @@ def recommend(candidates: Sequence[Candidate], trials: Sequence[Trial], sample: 
         f"{best.backbone} at {best.latency_ms:.2f} ms ({100 * drop.drop:.1f} points more, 95 % interval "
         f"{100 * drop.drop_low:.1f} to {100 * drop.drop_high:.1f})"
     )
+
+
+def decided(trial: Trial) -> NDArray[np.float32]:
+    """What probes say, [n, k]; of labels 0 or 1, by their own thresholds: those of other probes mean nothing to them."""
+    outputs = trial.candidate.outputs
+    return said_labels(trial.said, outputs).astype(np.float32) if outputs.task == "multi_label" else trial.said
 
 
 def draw(run: RunDir, choice: Choice) -> None:

@@ -7,6 +7,7 @@ what there is to choose; then the fold is its test split. `--refit` makes a mode
 """
 
 import dataclasses
+import hashlib
 import sys
 from dataclasses import dataclass, field, fields
 from io import BytesIO
@@ -17,7 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tyro.conf import Fixed, Suppress
 
-from edgetl import cross_validation, data, features, rundir
+from edgetl import cross_validation, data, features, results, rundir
+from edgetl.audit import gate
 from edgetl.config import checked, command, to_json
 from edgetl.console import log, table_lines
 from edgetl.cross_validation import Fold, FoldModel, FoldOutputs, Spread
@@ -90,7 +92,7 @@ def main(config: Config) -> CrossValidation:
     """
     config = checked(config)
     check(config)
-    examples = whole(experiment.load_examples(config))
+    examples = pooled(config)
     folds = divided(config, examples, config.folds)  # now: what can't be divided is refused before minutes of work
     with rundir.writing(config.out, RECIPE, config) as run:
         row, spec = experiment.row_and_spec(config)
@@ -133,6 +135,16 @@ def narrowed(kind: type[E], config: Config, out: Path, **changes: object) -> E:
     return kind(**(given | {"out": out} | changes))
 
 
+def pooled(config: Experiment) -> data.Examples:
+    """Find the photos; copies and groups are looked at as if the data set brought no splits, for none is heeded.
+
+    Raises:
+        DatasetError: no such data, or photos with two labels.
+        ConfigError: a list of exclusions can't be used, or the run would be written among the photos.
+    """
+    return gate.admit(whole(experiment.find_examples(config)), config.exclude, config.allow_leakage)
+
+
 def whole(examples: data.Examples) -> data.Examples:
     """The examples without the splits that the data set brings: all of them are tested."""
     return examples.with_items([dataclasses.replace(item, split=None) for item in examples])
@@ -167,7 +179,7 @@ def tested(config: Config, run: RunDir, table: features.Features, splits: data.S
         except ValueError:
             log.warning("%s is damaged and will be made again", path)
         else:
-            if kept.data_sha256 == table.data_sha256:
+            if kept.splits_sha256 == splits_key(splits, table):
                 log.info("fold %d of %d: kept", number, config.folds)
                 return kept
     made = probed(table, splits) if config.recipe == "feature_extraction" else tuned(config, run, table, splits, number)
@@ -175,6 +187,11 @@ def tested(config: Config, run: RunDir, table: features.Features, splits: data.S
     found = score(splits.test.labels, made.outputs, made.model.spec)
     log.info("fold %d of %d: %s", number, config.folds, summary(found))
     return made
+
+
+def splits_key(splits: data.Splits, table: features.Features) -> str:
+    """Tells what a fold is made of, groups and weights included, from what it was before a table was edited."""
+    return hashlib.sha256(data.write_csv(splits, results.hashes_of(table)).encode()).hexdigest()
 
 
 def probed(table: features.Features, splits: data.Splits) -> FoldOutputs:
@@ -222,7 +239,7 @@ def _fold_outputs(
     splits: data.Splits, chosen: str, spec: OutputSpec, outputs: NDArray[np.float32], table: features.Features
 ) -> FoldOutputs:
     model = FoldModel(len(splits.train), len(splits.validation), chosen, spec)
-    return FoldOutputs(model, tuple(example.id for example in splits.test), outputs, table.data_sha256)
+    return FoldOutputs(model, tuple(example.id for example in splits.test), outputs, splits_key(splits, table))
 
 
 def judged(config: Config, run: RunDir, table: features.Features, parts: list[FoldOutputs]) -> CrossValidation:

@@ -121,6 +121,28 @@ def test_fastest_of_those_that_are_not_measurably_worse() -> None:
     assert name == "good" and reason.endswith("the best probe on 200 photos and the fastest")
 
 
+def test_labels_are_said_by_the_thresholds_of_the_backbone_itself() -> None:
+    """The quicker one's scores are half of the other's, and so are its thresholds: both say the same."""
+    from edgetl.data import Example, Examples
+
+    random = np.random.default_rng(0)
+    labels = (random.random((200, 2)) < 0.5).astype(np.float32)
+    found = []
+    for name, scale, latency in (("slow", 1.0, 9.0), ("quick", 0.5, 4.0)):
+        spec = OutputSpec("multi_label", ("a", "b"), (0.5 * scale,) * 2)
+        said = (scale * np.where(labels > 0, 0.9, 0.1)).astype(np.float32)
+        probe = score(labels, said, spec)
+        one = Candidate(name, 224, 1000, 0.7, -float(scale < 1), probe, spec, None, 1000, "", latency)
+        found.append(Trial(one, tuple(f"{i:03}" for i in range(200)), said))
+    items = tuple(
+        Example(id_, Path(id_), tuple(np.flatnonzero(row).tolist()))
+        for id_, row in zip(found[0].ids, labels, strict=True)
+    )
+    sample = Examples("s", Path(), ("a", "b"), items, "multi_label")
+    name, reason = recommend([each.candidate for each in found], found, sample)
+    assert name == "quick" and "(0.0 points more" in reason
+
+
 def test_what_has_no_int8_form_is_not_recommended() -> None:
     assert recommended(trial("float", 0.99, None), trial("int", 0.7, 5.0))[0] == "int"
     name, reason = recommended(trial("a", 0.9, None, logme=-0.3), trial("b", 0.9, None, logme=-0.2))
@@ -186,8 +208,9 @@ def test_finished_backbones_are_kept(
     converted = (settings.out / "MobileNetV2.tflite").read_bytes()  # what takes seconds, and is not what is tested here
     monkeypatch.setattr(choose_backbone, "integer_form", lambda *_: (converted, ""))
     (settings.out / "MobileNetV2.json").unlink()  # the file that comes last, as a kill leaves it
+    (settings.out / "MobileNet.npz").write_bytes(b"damaged")
     again = main(settings)
-    assert built == ["MobileNetV2"]
+    assert built == ["MobileNet", "MobileNetV2"]
     assert [(e.backbone, e.logme, e.probe) for e in again.candidates] == [
         (e.backbone, e.logme, e.probe) for e in choice.candidates
     ]

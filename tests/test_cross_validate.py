@@ -178,7 +178,7 @@ def test_parts_are_stored_and_damage_is_noticed() -> None:
     part = parts()[0]
     content = part.to_bytes()
     again = FoldOutputs.from_bytes(content)
-    assert (again.model, again.ids, again.data_sha256) == (part.model, part.ids, part.data_sha256)
+    assert (again.model, again.ids, again.splits_sha256) == (part.model, part.ids, part.splits_sha256)
     np.testing.assert_array_equal(again.outputs, part.outputs)
     for damaged in (content[: len(content) // 2], b"", content[:300] + b"damage" + content[306:]):
         with pytest.raises(ValueError, match=r"\w"):
@@ -283,6 +283,36 @@ def test_every_task(task: str, photo_folder: Path, tmp_path: Path) -> None:
     with np.load(tmp_path / "out" / cross_validate.PREDICTIONS) as said:
         folds = {(group[str(id_)], int(fold)) for id_, fold in zip(said["ids"], said["fold"], strict=True)}
     assert len(folds) == 30 and {fold for _, fold in folds} == {1, 2}
+
+
+def test_folds_of_a_table_that_was_edited_are_made_again(photo_folder: Path, tmp_path: Path) -> None:
+    photos = sorted(str(photo.relative_to(photo_folder)) for photo in photo_folder.rglob("*.jpg"))
+    table, settings = photo_folder / "edited.csv", config(photo_folder / "edited.csv", tmp_path / "out", folds=2)
+    groups: dict[int, dict[str, str]] = {}
+    try:
+        for size in (2, 5):
+            groups[size] = {id_: f"day{number // size}" for number, id_ in enumerate(photos)}
+            rows = [f"{id_},{Path(id_).parts[0]},{groups[size][id_]}" for id_ in photos]
+            table.write_text("\n".join(["path,label,group", *rows, ""]))
+            assert main(settings).together.samples == 60
+    finally:
+        table.unlink()
+    with np.load(settings.out / cross_validate.PREDICTIONS) as said:
+        folds = {(groups[5][str(id_)], int(fold)) for id_, fold in zip(said["ids"], said["fold"], strict=True)}
+    assert len(folds) == 12, "the groups that it has now are whole"
+
+
+def test_splits_that_the_data_brings_are_not_heeded(tmp_path: Path) -> None:
+    make_photo_folder(tmp_path / "photos", {"cat": 8, "dog": 8})
+    same = sorted((tmp_path / "photos" / "cat").iterdir())
+    (same[0].with_name("copy.jpg")).write_bytes(same[0].read_bytes())
+    ids = sorted(str(photo.relative_to(tmp_path)) for photo in (tmp_path / "photos").rglob("*.jpg"))
+    rows = [f"{id_},{Path(id_).parts[1]},{'test' if 'copy' in id_ else 'train'}" for id_ in ids]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *rows, ""]))
+    examples = cross_validate.pooled(config(tmp_path / "t.csv", tmp_path / "out"))
+    assert {item.split for item in examples} == {None}
+    copies = {item.group for item in examples if item.path.read_bytes() == same[0].read_bytes()}
+    assert len(copies) == 1 and copies != {""}, "a copy in another split is with its own, not refused"
 
 
 @pytest.mark.slow
