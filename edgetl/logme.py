@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from threadpoolctl import threadpool_limits
 
 from edgetl.outputs import OutputSpec
@@ -73,6 +72,8 @@ def _of_one(u: NDArray[np.float64], spectrum: NDArray[np.float64], y: NDArray[np
         spectrum: [r], squared singular values.
         y: [n].
     """
+    from scipy.optimize import minimize_scalar
+
     n = len(y)
     inside = (u.T @ y) ** 2
     outside = max(float(y @ y - inside.sum()), _SMALLEST * n)

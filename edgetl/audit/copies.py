@@ -8,8 +8,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from edgetl.audit.findings import Copy, CopyGroup, given_split
 from edgetl.audit.looks import Looks
@@ -97,6 +95,9 @@ def _alike(looks: Looks, pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 def _joined(number: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     """Give all photos that pairs connect, directly or not, one number."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     count = int(number.max()) + 1
     ends = number[pairs]
     graph = coo_array((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(count, count))
