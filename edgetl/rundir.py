@@ -209,6 +209,13 @@ class RunDir:
         with (self.path / SPLITS).open(encoding="utf-8", newline="") as file:
             return {row["id"]: row for row in csv.DictReader(file)}
 
+    @property
+    def untested(self) -> str:
+        """Why nothing can be measured on a test split; empty where photos were held out."""
+        if any(row["split"] == "test" for row in self.rows.values()):
+            return ""
+        return f"{self.path}: no photos were held out for testing (--test-fraction 0)"
+
     @cached_property
     def photo_sha256(self) -> dict[str, str]:
         """Hash of each photo's bytes when the run was made, by id."""

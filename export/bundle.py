@@ -2,7 +2,8 @@
 
 The artifact, its labels, the device program, photos of the test split with what the host's interpreter said of them,
 code for phones, a page for browsers; with `--target` what a microcontroller needs. `bundle.json` names every file by
-its hash.
+its hash. Where no photos were held out for testing, those of the validation split check devices just as well: what is
+compared is two machines; how good the model is stays unknown.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,7 +32,7 @@ from export.benchmark import latency_of
 from export.browser import page
 from export.device.contents import BUNDLE, PROGRAM, Bundle, Figure, HostLatency
 from export.device.outputs import Outputs
-from export.evaluate import ArtifactScores, EvaluationReport, evaluation_of
+from export.evaluate import evaluation_of
 from export.microcontroller import ethos_u, mcu
 
 PROG = "python -m export.bundle"
@@ -49,14 +50,14 @@ class Config:
     """Make the folder that goes to the device."""
 
     run: Positional[Path]
-    """Run directory (the --out of a recipe), converted and evaluated."""
+    """Run directory (the --out of a recipe), converted and, unless it has no test split, evaluated."""
     scheme: str = "int8"
     """Which artifact ships."""
     out: Path | None = None
     """The folder; default is RUN/bundles/<scheme>. A bundle that is there is replaced, its reports/ kept."""
     photos: int = 64
-    """Photos of the test split to check devices with, in proportion to the classes (labels, values), each at least
-    once."""
+    """Photos of the test split (of validation, where none were held out) to check devices with, in proportion to the
+    classes (labels, values), each at least once."""
     target: tuple[Target, ...] = ()
     """`mcu` adds C sources for TensorFlow Lite Micro, `ethos-u` models compiled for Arm's NPUs."""
     accelerators: tuple[str, ...] = ethos_u.ACCELERATORS
@@ -94,12 +95,9 @@ def main(config: Config) -> Made:
     _check(config)
     run = open_run(config.run)
     (artifact,) = find_artifacts(run, (config.scheme,))
-    evaluation, scores = evaluation_of(run, [artifact])
+    evaluated = None if run.untested else evaluation_of(run, [artifact])
     destination = _destination(config, run)
-    test = run.splits(config.data).test
-    unreadable = set(evaluation.unreadable)
-    readable = [index for index, example in enumerate(test) if example.id not in unreadable]
-    chosen = data.stratified_subset(test.select(readable), max(config.photos, len(run.output_names)))
+    chosen = _chosen(run, config, evaluated[0].unreadable if evaluated else ())
     with _replacing(destination) as folder:
         model = folder / f"{artifact.scheme}.tflite"
         shutil.copyfile(run.export_path / artifact.path, model)
@@ -108,7 +106,8 @@ def main(config: Config) -> Made:
         (folder / PROGRAM).chmod(0o755)
         sample.write(folder, run, artifact, chosen)
         targets = _write_targets(folder, artifact, model, config)
-        bundle = _described(run, artifact, evaluation, scores[artifact.scheme], targets, folder)
+        figures = (evaluated[0].keras, evaluated[1][artifact.scheme].scores) if evaluated else None
+        bundle = _described(run, artifact, figures, targets, folder)
         (folder / BUNDLE).write_text(to_json(bundle), encoding="utf-8")
     return Made(destination, bundle, len(chosen), targets)
 
@@ -119,6 +118,14 @@ def _check(config: Config) -> None:
         raise ConfigError(f"--photos {config.photos}: give at least 1")
     if "ethos-u" not in config.target and (config.allow_cpu or config.accelerators != ethos_u.ACCELERATORS):
         raise ConfigError("--accelerators and --allow-cpu go with --target ethos-u")
+
+
+def _chosen(run: RunDir, config: Config, unreadable: Sequence[str]) -> data.Examples:
+    """Photos of the sample."""
+    splits = run.splits(config.data)
+    part = splits.validation if run.untested else splits.test
+    readable = [index for index, example in enumerate(part) if example.id not in set(unreadable)]
+    return data.stratified_subset(part.select(readable), max(config.photos, len(run.output_names)))
 
 
 def _destination(config: Config, run: RunDir) -> Path:
@@ -211,8 +218,7 @@ def _write_targets(folder: Path, artifact: Artifact, model: Path, config: Config
 def _described(
     run: RunDir,
     artifact: Artifact,
-    evaluation: EvaluationReport,
-    scores: ArtifactScores,
+    figures: tuple[Scores, Scores] | None,
     targets: Targets,
     folder: Path,
 ) -> Bundle:
@@ -230,8 +236,8 @@ def _described(
         output_type=artifact.output_type,
         output_scale=artifact.output_scale,
         output_zero_point=artifact.output_zero_point,
-        float32=_figure(evaluation.keras),
-        host=_figure(scores.scores),
+        float32=_figure(figures[0]) if figures else None,
+        host=_figure(figures[1]) if figures else None,
         latency=_latency(run, artifact),
         targets={target: json.loads(to_json(report)) for target, report in targets.items()},
         run_sha256=artifact.run_sha256,
@@ -263,12 +269,15 @@ def show(made: Made) -> str:
     """What is in the folder, and what to do with it."""
     bundle = made.bundle
     size = sum(path.stat().st_size for path in made.path.rglob("*") if path.is_file())
+    whose, worth = "validation", "no photos were held out for testing: how good it is was not measured"
+    if (host := bundle.host) and (exact := bundle.float32):
+        whose, worth = "test", f"{host.metric} {100 * host.value:.2f} % of {host.samples} test photos"
+        worth += f" (float32 {100 * exact.value:.2f} %)"
     lines = [
         f"{made.path}: {len(bundle.files)} files, {size / 1e6:.1f} MB",
-        f"  {bundle.model}  {bundle.host.metric} {100 * bundle.host.value:.2f} % of {bundle.host.samples} test photos "
-        f"(float32 {100 * bundle.float32.value:.2f} %)",
+        f"  {bundle.model}  {worth}",
         f"  {PROGRAM}  on the device: python3 {PROGRAM} info | predict PHOTO ... | check | benchmark",
-        f"  sample/  {made.photos} test photos with what the host said of them",
+        f"  sample/  {made.photos} {whose} photos with what the host said of them",
         "  phone/  MediaPipe, Kotlin and Swift",
     ]
     if "web/index.html" in bundle.files:

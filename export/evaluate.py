@@ -126,10 +126,10 @@ def main(config: Config) -> EvaluationReport:
     if config.workers < 0:
         raise ConfigError(f"--workers {config.workers}: give the number of threads, or 0 for one per core")
     run = open_run(config.run)
+    if run.untested:
+        raise RunError(f"{run.untested}: nothing can be evaluated. Go on with python -m export.bundle {run.path}")
     artifacts = find_artifacts(run, config.schemes)
     splits = run.splits(config.data)
-    if not splits.test.items:
-        raise RunError(f"{run.path}: no photos were held out for testing (--test-fraction 0): nothing can be evaluated")
     forward = keras_forward(run)
 
     def photos(part: Examples) -> EvaluationSet:
@@ -257,8 +257,10 @@ def evaluation_of(run: RunDir, artifacts: Sequence[Artifact]) -> tuple[Evaluatio
 
     Raises:
         ArtifactError: not evaluated, or not since a file was made.
-        RunError: the evaluation is damaged.
+        RunError: the evaluation is damaged, or the run has no test split.
     """
+    if run.untested:
+        raise RunError(f"{run.untested}: nothing was evaluated")
     path, advice = run.export_path / EVALUATION, f"Run python -m export.evaluate {run.path}"
     if not path.is_file():
         raise ArtifactError(f"{run.export_path}: not evaluated yet. {advice}")

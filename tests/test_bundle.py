@@ -44,7 +44,9 @@ def test_what_the_device_reads_is_what_was_made(made: bundle.Made, finished_run:
     assert found.outputs.names == tuple((made.path / "labels.txt").read_text().splitlines())
     evaluation = json.loads((finished_run.export_path / "evaluation.json").read_bytes())
     (scores,) = (each for each in evaluation["artifacts"] if each["scheme"] == "int8")
+    assert found.host is not None
     assert found.host.value == scores["scores"]["top1"]
+    assert found.float32 is not None
     assert found.float32.value == evaluation["keras"]["top1"]
     assert found.latency is not None
     assert found.latency.median_ms > 0
@@ -170,6 +172,27 @@ def test_a_scheme_that_browsers_do_not_take_has_no_page(run_copy: RunDir) -> Non
     found = bundle.main(bundle.Config(run_copy.path, "int8_io8", photos=3))
     assert not (found.path / "web").exists()
     assert "no web/: browsers take no int8 input" in bundle.show(found)
+
+
+def test_a_run_without_test_photos_is_bundled_with_those_of_validation(run_copy: RunDir, tmp_path: Path) -> None:
+    splits = run_copy.path / "splits.csv"
+    splits.write_text(splits.read_text().replace(",test,", ",train,"))
+    for name in (evaluate.EVALUATION, evaluate.PREDICTIONS):
+        (run_copy.export_path / name).unlink()
+    manifest = json.loads((run_copy.path / "manifest.json").read_bytes())
+    manifest["files"]["splits.csv"] = sha256_of(splits)
+    (run_copy.path / "manifest.json").write_text(json.dumps(manifest))
+    found = bundle.main(bundle.Config(run_copy.path, out=tmp_path / "b", photos=4, web=False))
+    validation = {example.id for example in run_copy.splits().validation}
+    assert {photo.id for photo in read_sample(found.path).photos} <= validation
+    assert read_bundle(found.path).host is read_bundle(found.path).float32 is None
+    assert "how good it is was not measured" in bundle.show(found)
+    for words, said in (("info", "no photos were held out for testing"), ("check", "PASSED")):
+        line = [sys.executable, str(found.path / "edgetl-device.pyz"), words]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert (done.returncode, said in done.stdout) == (0, True), done.stdout + done.stderr
+    with pytest.raises(RunError, match="no photos were held out for testing"):
+        evaluate.evaluation_of(run_copy, [])
 
 
 def test_what_can_not_be_bundled(run_copy: RunDir, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`check`: does this device give what the host gave, on photos of the test split?
+"""`check`: does this device give what the host gave, on the photos of the bundle?
 
 Two things can differ: the pixels (another version of Pillow or of its JPEG decoder) and the kernels (another runtime or
 processor). The bundle tells of each photo what the host's pixels hash to and what its model said.
@@ -167,7 +167,7 @@ def _allowed(bounds: Bounds, same_pixels: bool) -> float:
 
 def _shown(report: CheckReport, bundle: Bundle, sample: Sample) -> list[str]:
     count, host = len(report.photos), bundle.host
-    whole = f"{100 * host.value:.2f} on all {host.samples} test photos"
+    whole = f"{100 * host.value:.2f} on all {host.samples} test photos" if host else "unknown: no test photos"
     what, of = SAID[bundle.outputs.kind]
     rows = [
         ["", "here", "host", "bound"],

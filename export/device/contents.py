@@ -76,10 +76,10 @@ class Bundle:
     output_scale: float
     """real = output_scale * (stored - output_zero_point); 0.0 for a float output."""
     output_zero_point: int
-    float32: Figure
-    """The Keras model that the file was made from, in float32."""
-    host: Figure
-    """The file itself."""
+    float32: Optional[Figure]
+    """The Keras model that the file was made from, in float32; None where no photos were held out for testing."""
+    host: Optional[Figure]
+    """The file itself, likewise."""
     latency: Optional[HostLatency]
     """The file itself; None where `export.benchmark` was not run."""
     targets: dict[str, Any]
@@ -107,7 +107,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class SamplePhoto:
-    """A photo of the test split."""
+    """A photo of the test split; where no photos were held out, of the validation split."""
 
     path: str
     """Within the bundle."""

@@ -108,14 +108,19 @@ def _shown(report: InfoReport, bundle: Bundle) -> list[str]:
     inputs, host, latency = bundle.inputs, bundle.host, bundle.latency
     frame = f"{inputs.get('height')} x {inputs.get('width')} pixels, {inputs.get('resize')}, {bundle.input_type}"
     names = ", ".join(bundle.outputs.names[:5]) + (", ..." if report.names > 5 else "")
-    interval = f"{100 * host.low:.1f}-{100 * host.high:.1f}"
     rows = [
         ["model", f"{report.file}, {report.size_bytes / 1e6:.2f} MB, {report.scheme}"],
         ["takes", frame],
         ["says", f"{report.task}, {report.names} name(s): {names}"],
-        [f"{host.metric} on the host", f"{100 * host.value:.2f} % ({interval}) of {host.samples} test photos"],
-        ["float32 model", f"{100 * bundle.float32.value:.2f} %"],
     ]
+    if host and bundle.float32:
+        interval = f"{100 * host.low:.1f}-{100 * host.high:.1f}"
+        rows += [
+            [f"{host.metric} on the host", f"{100 * host.value:.2f} % ({interval}) of {host.samples} test photos"],
+            ["float32 model", f"{100 * bundle.float32.value:.2f} %"],
+        ]
+    else:
+        rows.append([f"{bundle.outputs.metric} on the host", "unknown: no photos were held out for testing"])
     if latency:
         remark = "; noisy" if latency.noise else ""
         rows.append(
