@@ -44,7 +44,7 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("float32", "float32", "float32", "float32", "the Keras model as it is"),
         Scheme("float16", "float16", "float32", "float32", "weights stored in half the bytes, computed in float"),
         Scheme("dynamic_int8", "int8", "float32", "float32", "int8 weights, activations quantized on the fly"),
-        Scheme("int8", "int8", "int8", "uint8", "integers only: raw uint8 pixels in, uint8 probabilities out"),
+        Scheme("int8", "int8", "int8", "uint8", "integers only: raw uint8 pixels in, uint8 out"),
         Scheme("int8_io8", "int8", "int8", "int8", "integers only: int8 in (pixel - 128) and out"),
         Scheme("int16x8", "int8", "int16", "float32", "int8 weights, int16 activations: precise, slow on CPUs"),
         Scheme("int4_weights", "int4", "float32", "float32", "weights of convolutions in 4 bits, computed in float"),

@@ -1,6 +1,9 @@
 """The page and the card: figures of the files, names that can do nothing, and nothing asked of a network."""
 
 import dataclasses
+import hashlib
+import importlib
+import io
 import json
 import re
 import shlex
@@ -9,11 +12,13 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 from tiny_reports import NAMES, Tiny, tiny_run
 
 from edgetl.audit.findings import Audit, Copy, CopyGroup, Finding, Spread
+from edgetl.calibration import Temperature
 from edgetl.config import parse, to_json
 from edgetl.errors import ArtifactError, ConfigError, RunError
 from edgetl.history import Epoch, to_csv
@@ -254,6 +259,7 @@ def test_escaped_text_is_one_line_that_means_nothing() -> None:
     assert escaped("int8: 4_x [a](b) <i> https://x & co") == (
         "int8: 4\\_x \\[a\\](b) &lt;i&gt; https\\:// x &amp; co".replace("// x", "//x")
     )
+    assert escaped("WWW.example.org, a.b") == "WWW\\.example.org, a.b"
 
 
 # --- what is there and what is not ----------------------------------------------------------------------------------
@@ -266,11 +272,65 @@ def test_what_was_not_measured_is_named_with_its_command(tiny: Tiny) -> None:
         f"export.layers {run}",
         f"export.benchmark {run}",
         f"export.evaluate {run} --robustness",
-        f"export.deploy {run}",
+        f"export.deploy {run} --ssh USER@DEVICE",
         f"recipes.audit --data {tiny.photos} --out {run}/audit",
     ):
         assert f"python -m {command}" in page.words
+        module, *words = shlex.split(command)
+        parse(importlib.import_module(module).Config, words, prog=module)  # refuses what the command does not take
     assert "was not audited" in page.words and "No device has run it" in page.words
+
+
+def test_layers_that_can_not_be_compared_are_not_asked_for(tiny: Tiny) -> None:
+    for suffix in (".tflite", ".json"):
+        (tiny.run.export_path / f"int8{suffix}").rename(tiny.run.export_path / f"qat_int8{suffix}")
+    for name in ("qat_int8.json", "evaluation.json"):
+        path = tiny.run.export_path / name
+        path.write_text(path.read_text().replace('"int8', '"qat_int8'))
+    stored = dict(np.load(tiny.run.export_path / "predictions.npz"))
+    stored["qat_int8"] = stored.pop("int8")
+    buffer = io.BytesIO()
+    np.savez(buffer, **stored)
+    (tiny.run.export_path / "predictions.npz").write_bytes(buffer.getvalue())
+    changed = dataclasses.replace(evaluated(tiny.run), predictions_sha256=hashlib.sha256(buffer.getvalue()).hexdigest())
+    (tiny.run.export_path / "evaluation.json").write_text(to_json(changed))
+    assert "export.layers" not in made(tiny).words
+
+
+def test_classes_that_are_never_said_are_named(tmp_path: Path) -> None:
+    tiny = tiny_run(tmp_path / "tiny", names=[f"kind {i}" for i in range(7)])
+    evaluation = evaluated(tiny.run)
+    changed = []
+    for each in evaluation.artifacts:
+        assert isinstance(each.scores, ClassScores)
+        classes = tuple(dataclasses.replace(one, named=0 if one.name != "kind 3" else 9) for one in each.scores.classes)
+        changed.append(dataclasses.replace(each, scores=dataclasses.replace(each.scores, classes=classes)))
+    whole = dataclasses.replace(evaluation, artifacts=tuple(changed))
+    (tiny.run.export_path / "evaluation.json").write_text(to_json(whole))
+    told = "It never says some of what there is. kind 0, kind 1, kind 2, kind 4, kind 5 and 1 more: not one"
+    assert told in made(tiny).words
+
+
+def test_a_temperature_that_makes_nothing_better_is_not_advised(tiny: Tiny) -> None:
+    evaluation = evaluated(tiny.run)
+    for after, advised in ((0.01, True), (0.3, False)):
+        changed = []
+        for each in evaluation.artifacts:
+            found = Temperature(1.4, 0.5, 0.4, 0.1, after)
+            changed.append(dataclasses.replace(each, details=dataclasses.replace(each.details, temperature=found)))
+        whole = dataclasses.replace(evaluation, artifacts=tuple(changed))
+        (tiny.run.export_path / "evaluation.json").write_text(to_json(whole))
+        words = made(tiny).words
+        assert ("--calibrate-scores" in words, "A temperature would not help" in words) == (advised, not advised)
+
+
+def test_an_adopted_model_is_made_again_by_convert(tiny: Tiny) -> None:
+    run = tiny.run
+    run.write("config.json", json.dumps({"recipe": "adopt", "model": "/m/their model.keras", "data": "photos"}))
+    run.finish(recipe="adopt", data=str(tiny.photos), data_sha256="d" * 64, seed=0)
+    command = f"python -m export.convert {run.path} --model '/m/their model.keras' --data photos"
+    assert f"{command} --schemes float32 int8" in made(tiny).words
+    assert command in (run.path / "MODEL_CARD.md").read_text()
 
 
 def test_what_was_measured_is_shown(tiny: Tiny) -> None:
@@ -373,6 +433,15 @@ def test_a_hundred_classes_fit(tmp_path: Path) -> None:
     assert recalls == sorted(recalls) and recalls[0] == round(100 * min(each.recall for each in scores.classes), 1)
     pairs = page.tables["Most often confused, int8"]
     assert int(pairs[1][2]) == max(n for i, line in enumerate(scores.confusion) for j, n in enumerate(line) if i != j)
+
+
+def test_a_matrix_of_a_thousand_classes_is_small() -> None:
+    random = np.random.default_rng(0)
+    counts = np.zeros((1000, 1000), int)
+    np.add.at(counts, (random.integers(1000, size=50_000), random.integers(1000, size=50_000)), 1)
+    svg = charts.matrix("int8", counts.tolist(), [f"class {i}" for i in range(1000)]).svg
+    assert svg.count("h") > (counts > 0).sum(), "every cell is drawn"
+    assert len(svg) < 1.4e6, "two of them, at their worst: nothing right at all"
 
 
 def row(scheme: str, size: int, drop: float, time: float | None) -> ReportRow:

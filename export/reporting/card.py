@@ -13,11 +13,11 @@ from export.reporting.blocks import Summary, between, change_between, megabytes,
 from export.reporting.conditions import worst_slice
 from export.reporting.joined import Report
 from export.reporting.material import Material
-from export.reporting.origins import recipe_command
+from export.reporting.origins import origin
 from export.reporting.verdict import licence_of
 
 TO_FILL_IN = "_(to be written by the author)_"
-_SPECIAL = re.compile(r"[\\`*_\[\]<>|~&@$]|:(?=//)")
+_SPECIAL = re.compile(r"[\\`*_\[\]<>|~&@$]|:(?=//)|(?<=[wW]{3})\.")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 
 
@@ -89,7 +89,7 @@ def card(material: Material, summary: Summary) -> str:
         "",
         "## How to reproduce",
         "",
-        *_code(recipe_command(material.settings, report.recipe)),
+        *_code(origin(material)),
         "",
         f"Hash of the data: `{report.data_sha256}`; of model.keras: `{report.run_sha256}`.",
         "",

@@ -12,6 +12,7 @@ from xml.etree import ElementTree as Xml
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 50, 12, 12, 40
@@ -20,6 +21,10 @@ LINE = 13
 LOG_FROM = 8.0
 """Positive values whose largest is so many times the smallest are put on a logarithmic axis."""
 
+POINTED = 100
+"""Up to so many classes the cells of a matrix tell of themselves under the pointer; smaller ones can't be hit, and are
+drawn together, by shade: a thousand classes would take megabytes."""
+SHADES = 10
 LETTER = 6.4
 """Width of a letter of a name, on average."""
 
@@ -337,7 +342,9 @@ def matrix(title: str, counts: Sequence[Sequence[int]], names: Sequence[str], no
     Xml.SubElement(root, "title").text = title
     frame = {"x": f"{edge}", "y": "2", "width": f"{cell * side:.1f}", "height": f"{cell * side:.1f}", "class": "frame"}
     Xml.SubElement(root, "rect", frame)
-    for row, column in np.argwhere(array > 0):
+    if side > POINTED:
+        _shaded(root, shares, edge, cell)
+    for row, column in np.argwhere(array > 0) if side <= POINTED else ():
         place = {"x": f"{edge + column * cell:.1f}", "y": f"{2 + row * cell:.1f}"}
         size = {"width": f"{max(cell - 0.2, 0.5):.2f}", "height": f"{max(cell - 0.2, 0.5):.2f}"}
         shade = {"class": "cell", "fill-opacity": f"{0.12 + 0.88 * shares[row, column]:.2f}"}
@@ -349,3 +356,15 @@ def matrix(title: str, counts: Sequence[Sequence[int]], names: Sequence[str], no
         attributes = {"class": "tick middle", "x": f"{x}", "y": f"{y}", "transform": f"rotate({turn} {x} {y})"}
         Xml.SubElement(root, "text", attributes).text = text
     return Chart(title, Markup(Xml.tostring(root, encoding="unicode")), note=note)  # noqa: S704 - escaped as above
+
+
+def _shaded(root: Xml.Element, shares: NDArray[np.float64], edge: float, cell: float) -> None:
+    """Draw the cells of a matrix that are above 0, in one path for each shade."""
+    levels, size = np.ceil(SHADES * shares).astype(int), f"{max(cell - 0.02, 0.5):.2f}"
+    for level in range(1, SHADES + 1):
+        squares = (
+            f"M{edge + column * cell:.1f} {2 + row * cell:.1f}h{size}v{size}h-{size}z"
+            for row, column in np.argwhere(levels == level)
+        )
+        shade = {"class": "cell", "fill-opacity": f"{0.12 + 0.88 * level / SHADES:.2f}", "d": "".join(squares)}
+        Xml.SubElement(root, "path", shade)

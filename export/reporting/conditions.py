@@ -69,7 +69,7 @@ def robustness_blocks(material: Material) -> tuple[Block, ...]:
     found = material.result(material.quantized).details.robustness
     keras = material.evaluation.keras_details.robustness
     if found is None or keras is None:
-        return (Missing("Not measured.", f"python -m export.evaluate {material.run.path} --robustness"),)
+        return (Missing("Not measured.", f"python -m export.evaluate {material.where} --robustness"),)
     name = PRIMARY[material.spec.task]
     told = Text(
         f"{material.quantized} loses {100 * found.mean_drop:.1f} points of {name} on average (Keras "

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Layer:
     name: str
     operator: str
     effect: float
-    """Mean absolute change of an output when its result alone is rounded."""
+    """Mean absolute change of a score, or of a target in its deviations, when its result alone is rounded."""
     accumulated_db: float
     """Signal to noise of all error until there, dB."""
     saturation: float
@@ -63,6 +64,11 @@ class Material:
     def spec(self) -> OutputSpec:
         """What the outputs stand for."""
         return self.run.outputs
+
+    @property
+    def where(self) -> str:
+        """The run directory, as a shell takes it."""
+        return shlex.quote(str(self.run.path))
 
     @property
     def shipped(self) -> str:

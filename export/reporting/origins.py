@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgetl.audit.findings import Audit
+from export.adopt import RECIPE as ADOPTED
 from export.artifacts import Artifact
 from export.reporting.blocks import Block, Commands, Missing, Row, Section, Table, count, percent
 from export.reporting.material import Material
@@ -20,7 +21,7 @@ def data_section(material: Material) -> Section:
     blocks: list[Block] = [_counts(material)]
     if material.audit is None:
         source = shlex.quote(material.run.manifest.data)
-        command = f"python -m recipes.audit --data {source} --out {material.run.path}/audit"
+        command = f"python -m recipes.audit --data {source} --out {material.where}/audit"
         blocks.append(Missing("Not audited: copies, odd photos, doubtful labels.", command))
     else:
         blocks.append(_audit(material.audit))
@@ -66,10 +67,11 @@ def _audit(audit: Audit) -> Block:
 
 def reproduce_section(material: Material) -> Section:
     """Commands with their settings, hashes and versions."""
-    run, manifest = material.run, material.run.manifest
-    made = [row.scheme for row in material.report.artifacts]
-    export = [f"python -m export.convert {run.path} --schemes {' '.join(made)}"]
-    export += [f"python -m export.{name} {run.path}" for name in ("evaluate", "benchmark", "report")]
+    manifest = material.run.manifest
+    schemes = f"--schemes {' '.join(row.scheme for row in material.report.artifacts)}"
+    converted = origin(material) if material.report.recipe == ADOPTED else f"python -m export.convert {material.where}"
+    export = [f"{converted} {schemes}"]
+    export += [f"python -m export.{name} {material.where}" for name in ("evaluate", "benchmark", "report")]
     facts = {
         "seed": str(manifest.seed),
         "data": f"{manifest.data} (sha256 {manifest.data_sha256})",
@@ -87,7 +89,8 @@ def reproduce_section(material: Material) -> Section:
         folded="Hashes and versions",
     )
     lead = "The same data, settings and versions give the same splits and, but for the order of sums, the same figures."
-    commands = (recipe_command(material.settings, material.report.recipe), *export)
+    adopted = material.report.recipe == ADOPTED  # the first of `export` has made the run
+    commands = (*(() if adopted else (origin(material),)), *export)
     return Section("reproduce", "How to reproduce", (Commands("\n".join(commands)), table), lead)
 
 
@@ -95,6 +98,15 @@ def _made_with(artifact: Artifact) -> str:
     settings = [f"{name} {value}" for name, value in artifact.settings.items()]
     photos = [f"ranges measured on {count(len(artifact.calibration), 'photo')}"] if artifact.calibration else []
     return "; ".join([*settings, *photos]) or "nothing to choose"
+
+
+def origin(material: Material) -> str:
+    """The command that made the run."""
+    settings, recipe = material.settings, material.report.recipe
+    if recipe != ADOPTED:
+        return recipe_command(settings, recipe)
+    words = ["--model", str(settings["model"]), "--data", str(settings["data"])]
+    return f"python -m export.convert {material.where} {shlex.join(words)}"
 
 
 def recipe_command(settings: dict[str, Any], recipe: str) -> str:

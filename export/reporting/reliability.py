@@ -45,8 +45,15 @@ def _temperature(material: Material) -> tuple[Block, ...]:
     found = material.result(material.shipped).details.temperature
     if found is None or abs(found.temperature - 1) < SURE_ENOUGH:
         return ()
-    sure = "too sure of itself" if found.temperature > 1 else "not sure enough of itself"
     before, after = percent(found.calibration_error_before), percent(found.calibration_error_after)
+    if found.calibration_error_after >= found.calibration_error_before or found.log_loss_after >= found.log_loss_before:
+        return (
+            Text(
+                f"A temperature would not help: {found.temperature:.2f}, fitted on validation photos, would change the "
+                f"calibration error from {before} to {after}."
+            ),
+        )
+    sure = "too sure of itself" if found.temperature > 1 else "not sure enough of itself"
     return (
         Text(
             f"{material.shipped} is {sure}: dividing its logits by {found.temperature:.2f}, fitted on validation "

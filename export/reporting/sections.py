@@ -27,7 +27,7 @@ from export.reporting.blocks import (
     points,
 )
 from export.reporting.conditions import SLICES, SPOILT, robustness_blocks, slice_blocks
-from export.reporting.material import Layer, Material
+from export.reporting.material import Material
 from export.reporting.origins import data_section, reproduce_section
 from export.reporting.pictures import Pictures
 from export.reporting.reliability import reliability_blocks
@@ -97,7 +97,9 @@ def _artifacts(material: Material) -> Section:
         f"lost; with a paired interval. as Keras: share of photos of which both say the same. {where}",
     )
     missing = (
-        () if report.threads else (Missing("Latencies were not measured.", f"python -m export.benchmark {report.run}"),)
+        ()
+        if report.threads
+        else (Missing("Latencies were not measured.", f"python -m export.benchmark {material.where}"),)
     )
     return Section("artifacts", "Artifacts", (Charts(tuple(drawn)), table, *missing))
 
@@ -201,23 +203,29 @@ def _photos(material: Material, pictures: Pictures) -> Iterator[Section]:
 def _layers(material: Material) -> Section:
     title = "Quantization, layer by layer"
     if not material.layers:
-        suited = [row.scheme for row in material.report.artifacts if schemes.get(row.scheme).activations == "int8"]
+        suited = [row.scheme for row in material.report.artifacts if _compared(schemes.get(row.scheme))]
         if not suited:
             return Section("layers", title, ())
-        command = f"python -m export.layers {material.run.path}" + (
+        command = f"python -m export.layers {material.where}" + (
             "" if suited[0] == "int8" else f" --scheme {suited[0]}"
         )
         return Section("layers", title, (Missing("Not measured.", command),))
     lead = "What rounding one operator alone does to the outputs. Long bars are where precision is lost."
-    return Section("layers", title, tuple(_layer_blocks(material.layers)), lead)
+    return Section("layers", title, tuple(_layer_blocks(material)), lead)
 
 
-def _layer_blocks(layers: dict[str, tuple[Layer, ...]]) -> Iterator[Block]:
-    for scheme, found in layers.items():
-        names = [f"{layer.name} ({layer.operator}): {100 * layer.effect:.2f} points" for layer in found]
+def _compared(scheme: schemes.Scheme) -> bool:
+    """Whether `export.layers` knows what to hold the layers of an artifact against."""
+    return scheme.activations == "int8" and not scheme.trained and not scheme.compression
+
+
+def _layer_blocks(material: Material) -> Iterator[Block]:
+    unit = "% of a deviation" if material.spec.task == "regression" else "points"
+    for scheme, found in material.layers.items():
+        names = [f"{layer.name} ({layer.operator}): {100 * layer.effect:.2f} {unit}" for layer in found]
         effects = [100 * layer.effect for layer in found]
         noise = [layer.accumulated_db for layer in found]
-        drawn = [charts.bars(f"{scheme}: effect of each operator", effects, names, "operator, in order", "points")]
+        drawn = [charts.bars(f"{scheme}: effect of each operator", effects, names, "operator, in order", unit)]
         finite = [value if math.isfinite(value) else math.nan for value in noise]
         if any(not math.isnan(value) for value in finite):
             series = (charts.Series(scheme, [float(n) for n in range(len(found))], finite, "main"),)
@@ -236,14 +244,14 @@ def _layer_blocks(layers: dict[str, tuple[Layer, ...]]) -> Iterator[Block]:
             )
             for layer in worst
         )
-        columns = ("layer", "operator", "effect, points", "signal to noise, dB", "cut off")
+        columns = ("layer", "operator", f"effect, {unit}", "signal to noise, dB", "cut off")
         yield Table(f"{scheme}: the {len(rows)} operators with the largest effect", columns, rows, words=(1,))
 
 
 def _devices(material: Material) -> Section:
     report = material.report
     if not report.devices:
-        command = f"python -m export.deploy {report.run} --host USER@DEVICE"
+        command = f"python -m export.deploy {material.where} --ssh USER@DEVICE"
         return Section("devices", "Devices", (Missing("No device has run it yet.", command),))
     rows = tuple(_device(device, latency) for device in report.devices for latency in device.latencies)
     name = PRIMARY[report.task]

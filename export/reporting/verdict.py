@@ -1,11 +1,11 @@
 """The page's first lines: how good the model is, which artifact to ship and why, and what to beware of. Plain words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from edgetl.backbones.registry import BACKBONES
 from edgetl.history import watch
 from edgetl.outputs import Task
-from edgetl.scores import PRIMARY, ClassScores, RegressionScores
+from edgetl.scores import PRIMARY, ClassScores, OutputScores, RegressionScores
 from export import schemes
 from export.reporting.blocks import (
     NARROW,
@@ -21,7 +21,7 @@ from export.reporting.blocks import (
     points,
 )
 from export.reporting.conditions import SURE, worst_slice
-from export.reporting.joined import ALIKE, BUDGET, samples_of
+from export.reporting.joined import ALIKE, BUDGET, outputs_of, samples_of
 from export.reporting.material import Material
 from export.reporting.table import uneven
 
@@ -42,7 +42,7 @@ KINDS: dict[Task, str] = {
     "classification": "tells {outputs} classes apart",
     "ordinal": "tells {outputs} ordered classes apart",
     "multi_label": "says which of {outputs} labels a photo has",
-    "regression": "estimates {outputs} number(s)",
+    "regression": "estimates {numbers}",
 }
 
 
@@ -50,7 +50,9 @@ def summary(material: Material) -> Summary:
     """Say in words what the figures mean."""
     report, row = material.report, material.report.row(material.shipped)
     size = material.run.inputs
-    kind = KINDS[report.task].format(outputs=len(material.spec.names))
+    kind = KINDS[report.task].format(
+        outputs=len(material.spec.names), numbers=count(len(material.spec.names), "number")
+    )
     backbone = material.settings.get("backbone")
     network = f"a fine-tuned {backbone}" if report.recipe == "fine_tune" else backbone or "a network made elsewhere"
     told = GOOD[report.task].format(
@@ -113,6 +115,8 @@ def _cautions(material: Material) -> Iterator[Caution]:
         yield Caution("Don\u2019t trust the times.", "The machine was busy while they were measured. Measure again.")
     if material.history and (found := watch(material.history, PRIMARY[report.task])).line:
         yield Caution("It overfits.", f"{found.line}.")
+    if silent := _never_said(material):
+        yield Caution("It never says some of what there is.", f"{silent}: not one of the test photos is found.")
     yield from _about_data(material)
     yield from _about_size(material)
     if share := _most_common(material):
@@ -155,13 +159,23 @@ def _about_size(material: Material) -> Iterator[Caution]:
     report, row = material.report, material.report.row(material.shipped)
     half = max(row.primary - row.primary_low, row.primary_high - row.primary)
     if half > WIDE:
-        told = f"{count(row.samples, 'photo')}: {100 * half:.1f} points more or less in another training may be luck."
+        told = f"{count(row.samples, 'photo')}: {100 * half:.1f} points more or less on other photos may be luck."
         yield Caution("The test set is small.", told)
     few = [name for name, samples in report.output_samples.items() if samples < FEW_PHOTOS]
     if few and report.task != "regression":
-        named = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
-        told = f"Fewer than {FEW_PHOTOS} test photos of {named}: their own figures say next to nothing."
+        told = f"Fewer than {FEW_PHOTOS} test photos of {_listed(few)}: their own figures say next to nothing."
         yield Caution("Rare classes.", told)
+
+
+def _never_said(material: Material) -> str:
+    """Classes or labels that have test photos and are found on none, because they are never said."""
+    every = outputs_of(material.result(material.shipped).scores)
+    silent = [each.name for each in every if isinstance(each, OutputScores) and each.samples and not each.named]
+    return _listed(silent)
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _most_common(material: Material) -> tuple[str, float] | None:
