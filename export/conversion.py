@@ -17,7 +17,7 @@ from edgetl.config import to_json
 from edgetl.console import log, quiet_tensorflow
 from edgetl.errors import ArtifactError, ConfigError, DatasetError
 from edgetl.outputs import OutputSpec
-from edgetl.rundir import RunDir, installed_versions, open_run, write_atomic
+from edgetl.rundir import RunDir, installed_versions, open_run, sha256_of, write_atomic
 from export import metadata
 from export.artifacts import Artifact
 from export.calibrate import Range
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 D = TypeVar("D", bound="Distilling")
 COARSE = 0.25
 """Deviations of a target; see `_check_step`."""
+MEASURED = (".layers.csv", ".layers.png")
+"""What `export.layers` writes beside an artifact, about that very file."""
 PRESERVED: dict[str, Literal["", "sparsity", "clusters"]] = {"": "", "pruned": "sparsity", "clustered": "clusters"}
 """What quantization-aware training keeps of a model that was compressed before."""
 
@@ -263,6 +265,9 @@ class Conversion:
             settings=self.recorded(scheme, choices),
             versions=installed_versions(),
         )
+        if not path.is_file() or sha256_of(path) != artifact.sha256:
+            for measured in MEASURED:  # of the file that is replaced
+                path.with_suffix(measured).unlink(missing_ok=True)
         # The JSON goes first: a reader that finds a new file beside an old description sees the hashes differ.
         write_atomic(path.with_suffix(".json"), to_json(artifact))
         write_atomic(path, tflite)

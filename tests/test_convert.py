@@ -464,3 +464,11 @@ def test_scheme_rows_are_named_by_their_key() -> None:
 def test_artifact_json_has_no_surprises(finished_run: RunDir) -> None:
     keys = set(json.loads((finished_run.export_path / "int8.json").read_bytes()))
     assert keys >= {"scheme", "path", "sha256", "size_bytes", "inputs", "outputs", "calibration", "schema_version"}
+
+
+def test_what_was_measured_of_an_artifact_goes_when_it_is_another(run_copy: RunDir) -> None:
+    for scheme in ("float32", "int8"):
+        (run_copy.export_path / f"{scheme}.layers.csv").write_text("of the old file")
+    convert.main(convert.Config(run_copy.path, ("float32", "int8"), calibration_images=5))
+    there = {path.name for path in run_copy.export_path.glob("*.layers.csv")}
+    assert there == {"float32.layers.csv"}, "float32 is the same file as before, int8 has other ranges"
