@@ -36,6 +36,7 @@ def tiny_model(dropout: float = 0.2, outputs: OutputSpec = OUTPUTS) -> keras.Mod
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     x = keras.layers.Dropout(dropout, name="head_dropout")(x)
     (last,) = build_head(outputs.task, 8, len(outputs.names), deviations=outputs.deviations).layers
+    last = type(last).from_config(last.get_config())  # whose weights are not called after the head it was in
     model = keras.Model(images, last(x))
     model.set_weights([w + rng.normal(0, 0.1, w.shape) for w in (np.zeros(v.shape) for v in model.weights)])
     model.get_layer("normalize").set_weights([np.eye(3)[None, None, ::-1] / 128, -np.ones(3)])
