@@ -370,7 +370,7 @@ def recommend(candidates: Sequence[Candidate], trials: Sequence[Trial], sample: 
 
 
 def decided(trial: Trial) -> NDArray[np.float32]:
-    """What probes say, [n, k]; of labels 0 or 1, by their own thresholds: those of other probes mean nothing to them."""
+    """What probes say, [n, k]; of labels 0 or 1 by their own thresholds: those of other probes mean nothing."""
     outputs = trial.candidate.outputs
     return said_labels(trial.said, outputs).astype(np.float32) if outputs.task == "multi_label" else trial.said
 

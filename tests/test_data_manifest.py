@@ -250,7 +250,8 @@ def test_complaints_name_the_line_and_the_way_out(name: str, root: Path) -> None
         ('{"path": "a/1.jpg", "target": 1}\n{"path": "a/2.jpg", "target": NaN}\n', "line 2: target: 'NaN' is no"),
         ('{"path": "a/1.jpg", "target": 1}\n{"path": "a/2.jpg"}\n', "line 2: target: '' is no"),
         ('{"path": "a/\\u0000.jpg", "label": "x"}\n', "line 1: path .* has a control"),
-        ('{"path": "a/\\ud800.jpg", "label": "x"}\n', "line 1: path .* non-Unicode"),
+        ('{"path": "a/\\ud800.jpg", "label": "x"}\n', r"line 1: no JSON \(.*surrogates"),
+        ('{"path": "a/1.jpg", "label": "x", "note": "\\udfff"}\n', r"line 1: no JSON \(.*surrogates"),
         ("[" * 100_000 + "\n", "line 1: no JSON"),
     ],
 )
@@ -299,7 +300,7 @@ def test_a_command_ends_with_one_line_and_writes_nothing(root: Path, capsys: pyt
 # --- there and back
 
 
-def cells(alphabet: str = "ab,;\"'|é猫 ") -> st.SearchStrategy[str]:
+def cells(alphabet: str = "ab,;\"'|é猫 \r\n") -> st.SearchStrategy[str]:
     return st.text(alphabet, max_size=4)
 
 

@@ -153,6 +153,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         "{root}/train: found 1 class folder (a), need at least 2",
     ),
     "line break": (lambda root: touch(root, "a\nb/1.jpg", "c/1.jpg"), "{root}: class folder 'a\\nb' has a control"),
+    "carriage return": (
+        lambda root: touch(root, "a/1\r.jpg", "c/1.jpg"),
+        "{root}: file name 'a/1\\r.jpg' has a control",
+    ),
     "not Unicode": (
         lambda root: touch(root, "a/\udcff.jpg", "c/1.jpg"),
         "{root}: file name 'a/\\udcff.jpg' is",

@@ -73,4 +73,6 @@ def _id(path: Path, root: Path) -> str:
         name.encode()
     except UnicodeEncodeError:
         raise DatasetError(f"{root}: file name {name!a} is not valid Unicode. Rename it") from None
+    if "\r" in name:  # csv writes it so that it can't read it again
+        raise DatasetError(f"{root}: file name {name!a} has a control character. Rename it")
     return name

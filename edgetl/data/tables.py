@@ -114,6 +114,8 @@ def _objects(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             record = json.loads(row)
+            if "\\u" in row:  # half of a pair is JSON, but no text that a file can hold
+                json.dumps(record, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise DatasetError(f"{path}: line {line}: no JSON ({error}). Write one object a line") from None
         if not isinstance(record, dict):
@@ -130,8 +132,13 @@ def _cell(value: Any) -> Cell:
 def _text(value: Any) -> str:
     if value is None:
         return ""
-    return value.strip() if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return _plain(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _stripped(cells: Iterable[str]) -> list[str]:
-    return [cell.strip() for cell in cells]
+    return [_plain(cell) for cell in cells]
+
+
+def _plain(text: str) -> str:
+    """Without blanks around it; lines end in one way, as csv writes the others so that it can't read them."""
+    return text.strip().replace("\r\n", "\n").replace("\r", "\n")
