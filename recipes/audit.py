@@ -167,7 +167,9 @@ def shifts_of(
         if found:
             shifts.append(found)
         else:
-            skipped.append(f"splits: fewer than {shift.FEWEST} photos of the classes that train and {other} share")
+            skipped.append(
+                f"splits: fewer than {shift.FEWEST} photos or groups of the classes that train and {other} share"
+            )
     if not shifts and not skipped:
         skipped.append("splits: the data brings none; edgetl draws them at random")
     return tuple(shifts), tuple(skipped)

@@ -137,3 +137,19 @@ def test_too_few_photos_tell_nothing() -> None:
     values, examples = clouds(2, 20, apart=1.0)
     assert shift.between(values, examples, "train", "test") is None
     assert shift.between(values, examples, "train", "validation") is None
+
+
+def test_photos_of_one_group_are_no_evidence_against_the_splits() -> None:
+    """A hundred patients with ten photos each, all alike: whoever knows the patient knows the side."""
+    random = np.random.default_rng(0)
+    patient = np.arange(1000) // 10
+    values = (random.normal(size=(100, 32))[patient] + random.normal(0, 0.1, (1000, 32))).astype(np.float32)
+    test = random.permutation(100) < 50
+    items = tuple(
+        Example(f"{n:04}", Path(f"{n}"), n % 2, "test" if test[each] else "train", group=f"p{each}")
+        for n, each in enumerate(patient.tolist())
+    )
+    found = shift.between(values, Examples("s", Path(), ("a", "b"), items), "train", "test")
+    assert found is not None
+    assert found.samples <= 50, "one photo of each, half of them tested"
+    assert found.p_value > 0.01  # with all photos 1e-20

@@ -4,6 +4,8 @@ A classifier learns on half of the photos which part a photo is from, and is tes
 drawn alike it is right half of the time, give or take; how unlikely more is, the binomial distribution says.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,6 +27,7 @@ def between(
     """Test whether photos of two given splits can be told apart.
 
     Both parts are drawn with equal numbers of each class, so that another mix of classes is not taken for other photos.
+    Of each group one photo is drawn: who is known from the learned half is no evidence in the tested one.
 
     Args:
         features: [n, d].
@@ -62,7 +65,9 @@ def _balanced(
     examples: Examples, first: SplitName, second: SplitName, rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions, and 1 for those of the second part: as many of each part and stratum; every other of them likewise."""
-    splits = np.array([example.split or "" for example in examples])
+    splits = np.full(len(examples), "", dtype="U10")
+    for index in _one_of_each_group(examples, rng):
+        splits[index] = examples.items[index].split or ""
     parts: list[NDArray[np.int64]] = []
     sizes = min(int((splits == name).sum()) for name in (first, second))
     share = min(1.0, PER_PART / max(1, sizes))
@@ -73,3 +78,12 @@ def _balanced(
         parts.append(np.stack(drawn, 1).reshape(-1, 4))
     quads = np.concatenate(parts) if parts else np.zeros((0, 4), np.int64)  # first, first, second, second
     return quads.ravel(), np.tile(np.array([0, 0, 1, 1]), len(quads))
+
+
+def _one_of_each_group(examples: Examples, rng: np.random.Generator) -> Iterable[int]:
+    """Positions of photos that have nothing to do with one another; those of no group all."""
+    drawn: dict[tuple[bool, str], int] = {}
+    for index in rng.permutation(len(examples)).tolist():
+        item = examples.items[index]
+        drawn.setdefault((True, item.group) if item.group else (False, item.id), index)
+    return drawn.values()
