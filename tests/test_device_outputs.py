@@ -90,6 +90,8 @@ def test_it_is_read_as_the_host_writes_it(task: Task) -> None:
         (Outputs("segmentation", NAMES, (), ()), "task 'segmentation', this program knows classification"),
         (Outputs("classification", (), (), ()), "names are missing"),
         (Outputs("multi_label", NAMES, (0.5,), ()), "thresholds: 1 for 3 names of task multi_label"),
+        (Outputs("multi_label", NAMES, (0.5, float("nan"), 0.5), ()), "thresholds are not all 0..1"),
+        (Outputs("multi_label", NAMES, (0.5, 1e300, 0.5), ()), "thresholds are not all 0..1"),
         (Outputs("classification", NAMES, (0.5,) * 3, ()), "thresholds: 3 for 3 names of task classification"),
         (Outputs("regression", NAMES, (), ()), "deviations: 0 for 3 names"),
         (Outputs("regression", NAMES, (), (1.0, 0.0, 1.0)), "deviations are not all above 0"),

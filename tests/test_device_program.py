@@ -251,7 +251,8 @@ def test_names_of_other_classes_are_refused(own: Path) -> None:
     about["outputs"]["names"] = about["outputs"]["names"][:2]
     (own / "bundle.json").write_text(json.dumps(about))
     photo = str(next((own / "sample/photos").iterdir()))
-    assert "has other names than int8.tflite" in refused(own, "predict", photo)
+    for words in (("predict", photo), ("check",)):
+        assert "has other names than int8.tflite" in refused(own, *words)
 
 
 def test_report_goes_through_a_pipe_and_the_pipe_stays(shipped: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from .contents import Bounds, Bundle, Sample, SamplePhoto, read_sample
+from .contents import Bounds, Bundle, Sample, SamplePhoto, read_sample, refuse_others
 from .errors import DeviceError
 from .interpreter import Model, Pixels
 from .outcome import Circumstances, Outcome, circumstances, finite, shown_circumstances, table
@@ -95,6 +95,7 @@ def run(bundle: Bundle, folder: Path, options: argparse.Namespace) -> Outcome:
     if not chosen or options.kernels not in sample.bounds:
         raise DeviceError(f"{folder}: holds no expected scores for {options.kernels} kernels. Make the bundle again")
     model = Model(folder / bundle.model, threads=options.threads, kernels=options.kernels, sha256=bundle.sha256)
+    refuse_others(bundle, model.about, folder)
     bounds, outputs = sample.bounds[options.kernels], bundle.outputs
     photos, rows = [], []
     for photo, expected in chosen:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Optional, TypeVar
 
 from .errors import DeviceError
+from .metadata import About
 from .outputs import Outputs
 from .parsing import parsed
 
@@ -154,6 +155,16 @@ def read_bundle(folder: Path) -> Bundle:
     except ValueError as error:
         raise DeviceError(f"{folder / BUNDLE}: {error}. {ADVICE}") from error
     return bundle
+
+
+def refuse_others(bundle: Bundle, about: Optional[About], folder: Path) -> None:
+    """Refuse a model that says of itself that its outputs stand for something else than the bundle has them.
+
+    Raises:
+        DeviceError: they differ.
+    """
+    if about and about.outputs != bundle.outputs:
+        raise DeviceError(f"{folder}: has other names than {bundle.model}. {ADVICE}")
 
 
 def read_sample(folder: Path) -> Sample:

@@ -29,7 +29,8 @@ class Outputs:
         """Refuse what can't be read.
 
         Raises:
-            ValueError: an unknown task; names that are missing or not text; not one number per name.
+            ValueError: an unknown task; names that are missing or not text; not one number per name, or one out of its
+                range.
         """
         if self.task not in KINDS:
             raise ValueError(f"outputs.task {self.task!r:.40}, this program knows {', '.join(KINDS)}")
@@ -42,6 +43,8 @@ class Outputs:
         ):
             if len(found) != (len(self.names) if self.task == task else 0):
                 raise ValueError(f"outputs.{field}: {len(found)} for {len(self.names)} names of task {self.task}")
+        if not all(0 <= each <= 1 for each in self.thresholds):
+            raise ValueError("outputs.thresholds are not all 0..1")
         if not all(each > 0 for each in self.deviations):
             raise ValueError("outputs.deviations are not all above 0")
 

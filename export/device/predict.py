@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .contents import ADVICE, Bundle
+from .contents import Bundle, refuse_others
 from .errors import DeviceError
 from .outcome import Circumstances, Outcome, circumstances, finite, shown_circumstances, table
 from .outputs import Outputs
@@ -66,8 +66,7 @@ def run(bundle: Bundle, folder: Path, options: argparse.Namespace) -> Outcome:
         raise DeviceError(f"--top {options.top}: give at least 1")
     model = Model(folder / bundle.model, threads=options.threads, sha256=bundle.sha256)
     outputs = bundle.outputs
-    if model.about and model.about.outputs != outputs:
-        raise DeviceError(f"{folder}: has other names than {bundle.model}. {ADVICE}")
+    refuse_others(bundle, model.about, folder)
     found = []
     for path in options.photos:
         start = time.perf_counter_ns()
