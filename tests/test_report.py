@@ -191,6 +191,13 @@ def test_numbers_have_errors_in_their_units_and_a_cloud(runs: dict[Task, Tiny]) 
         assert [float(text.replace("\u2212", "-")) for text in row[3:6]] == pytest.approx(
             [target.mae, target.rmse, target.bias], rel=1e-3
         )
+    best = min(evaluated(runs["regression"].run).artifacts, key=lambda each: each.against_keras.drop).scores
+    assert isinstance(best, RegressionScores)  # int8 is made to lose more than a point
+    width, height = (f"{target.mae:.4g}" for target in best.targets)
+    assert f"On average it is off in width by {width}, height by {height}." in page.words
+    assert "which both give values within 0.1 standard deviations" in page.words
+    assert "the places that raise its value of width" in page.words
+    assert "R2 here: against the variance of all test photos" in page.words
     specks = [attributes for tag, attributes in page.elements if attributes.get("class", "").startswith("speck")]
     assert len(specks) == 2 * 2 * len(runs["regression"].test), "each photo twice, for each of two targets"
 
@@ -206,7 +213,7 @@ def test_photos_shown_are_the_worst_and_those_that_differ(runs: dict[Task, Tiny]
     differ = [tiny.test.items[i].id for i in range(len(labels)) if int8[i].argmax() != keras[i].argmax()]
     told = [page.words.index(name) for name in sorted(wrong, key=lambda name: -wrong[name])[:3]]
     assert told == sorted(told) and len(wrong) > 3 and f"{len(wrong)} photos wrong" in page.words
-    assert f"something else of {len(differ)} of {len(labels)} test photos" in page.words
+    assert f"don\u2019t name the same class on {len(differ)} of {len(labels)} test photos" in page.words
     # Three mistakes, three that differ or as many as there are, four photos with their maps.
     assert len(page.all("img")) == 3 + min(3, len(differ)) + 4 * 2
 

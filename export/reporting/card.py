@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from edgetl.scores import PRIMARY
 from export import schemes
-from export.reporting.blocks import Summary, between, change_between, megabytes, milliseconds, percent, points
+from export.reporting.blocks import Summary, between, change_between, count, megabytes, milliseconds, percent, points
 from export.reporting.conditions import worst_slice
 from export.reporting.joined import Report
 from export.reporting.material import Material
@@ -53,7 +53,7 @@ def card(material: Material, summary: Summary) -> str:
         f"- Network: {escaped(backbone)}; licence of its pretrained weights: {escaped(licence)}",
         f"- Input: RGB photos of {size.width} x {size.height} pixels, raw values 0..255, resized by the rule "
         f"`{size.resize}`",
-        f"- Output: {len(material.spec.names)} values ({report.task}): {_named(material.spec.names)}",
+        f"- Output: {count(len(material.spec.names), 'value')} ({report.task}): {_named(material.spec.names)}",
         f"- Recipe: {escaped(report.recipe)}, seed {run.manifest.seed}; edgetl "
         f"{escaped(report.versions.get('edgetl', ''))}",
         f"- Author and contact: {TO_FILL_IN}",

@@ -1,5 +1,6 @@
 """Under which conditions the model is worse: on some part of the photos, and on photos that a camera has spoilt."""
 
+from edgetl.outputs import Task
 from edgetl.robustness import CORRUPTIONS, Robustness
 from edgetl.scores import PRIMARY
 from edgetl.slices import Slice, SliceColumn
@@ -7,7 +8,16 @@ from export.reporting import charts
 from export.reporting.blocks import Block, Cell, Charts, Missing, Row, Table, Text, between, percent, points
 from export.reporting.material import Material
 
-SLICES = "Figures by what else is known of each photo: a camera, a site, a kind. Whoever is behind is served worse."
+SLICES = (
+    "Figures by what else is known of each photo: a camera, a site, a kind. Whoever is behind is served worse, "
+    "be it that the model knows less of it or that more of its photos are hard ones."
+)
+WITHIN: dict[Task, str] = {
+    "multi_label": "F1 here: of what is said of each photo, mean over the photos; not the mean over the labels, which "
+    "hangs on the labels a slice has.",
+    "regression": "R2 here: against the variance of all test photos, the same for every slice.",
+}
+"""Where the figure of a slice is another one than that of the whole (`edgetl.slices.merits`)."""
 SPOILT = "The test photos again, spoilt as cameras spoil them, at three strengths."
 SURE = 0.05
 """A slice is marked as behind if chance alone puts one as far behind more rarely than this."""
@@ -47,7 +57,8 @@ def _table(material: Material, column: SliceColumn, keras: SliceColumn) -> Table
     behind = column.worst.gap > 0 and column.worst.p < SURE
     rows = tuple(_row(now, then, behind and now.value == column.worst.value) for now, then in pairs[:SPREAD])
     columns = (column.column, "photos", f"{name}, Keras", f"{name}, {material.quantized}", "95 %", "change")
-    note = f"The first {SPREAD} of {len(pairs)} values." if len(pairs) > SPREAD else ""
+    cut = f"The first {SPREAD} of {len(pairs)} values." if len(pairs) > SPREAD else ""
+    note = " ".join(filter(None, (WITHIN.get(material.spec.task, ""), cut)))
     return Table(f"By {column.column}", columns, rows, note=note)
 
 

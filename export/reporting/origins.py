@@ -111,6 +111,11 @@ def origin(material: Material) -> str:
 
 def recipe_command(settings: dict[str, Any], recipe: str) -> str:
     """The command line of a recipe with every setting that its result depends on, as its config.json has them."""
+    return _folded(recipe_words(settings, recipe))
+
+
+def recipe_words(settings: dict[str, Any], recipe: str) -> list[str]:
+    """The same in parts, each quoted for a shell."""
     words = ["python", "-m", f"recipes.{recipe}"]
     for name, value in settings.items():
         option = f"--{name.replace('_', '-')}"
@@ -122,7 +127,7 @@ def recipe_command(settings: dict[str, Any], recipe: str) -> str:
             words.append(shlex.join([option, *map(str, value)]))
         else:
             words.append(shlex.join([option, str(value)]))
-    return _folded(words)
+    return words
 
 
 def _folded(words: Sequence[str]) -> str:

@@ -94,7 +94,7 @@ def _artifacts(material: Material) -> Section:
         columns,
         rows,
         note=f"change: points of {name} against Keras ({percent(report.keras_primary)}) on the same photos, negative: "
-        f"lost; with a paired interval. as Keras: share of photos of which both say the same. {where}",
+        f"lost; with a paired interval. as Keras: share of photos of which both {VIEWS[report.task].same}. {where}",
     )
     missing = (
         ()
@@ -186,14 +186,15 @@ def _photos(material: Material, pictures: Pictures) -> Iterator[Section]:
         lead = f"{material.shipped}: {wrong}. Some may be wrong labels rather than wrong answers."
         yield Section("mistakes", "Worst mistakes", (*gone, Gallery(pictures.mistakes)), lead)
     photos = count(material.report.artifacts[0].samples, "test photo")
-    told = f"Keras and {material.quantized} say something else of {pictures.differing} of {photos}."
+    view = VIEWS[material.spec.task]
+    told = f"Keras and {material.quantized} don\u2019t {view.same} on {pictures.differing} of {photos}."
     gallery = (Gallery(pictures.disagreements),) if pictures.disagreements else ()
     title = "Where quantization changes the answer"
     yield Section("disagreements", title, (Text(told), *(gone if pictures.differing else ()), *gallery))
     if pictures.looks:
         lead = (
-            "Grad-CAM on the Keras model: the places that speak for its answer, on mistakes first and then on photos "
-            "that it gets right. Heat on the background or on a watermark is a warning."
+            f"Grad-CAM on the Keras model: {view.map.format(first=material.spec.names[0])}, on mistakes first and then "
+            "on photos that it gets right. Heat on the background or on a watermark is a warning."
         )
         yield Section("attention", "Where the network looks", (Gallery(pictures.looks),), lead)
     elif pictures.unmapped:

@@ -19,6 +19,7 @@ from export.reporting.blocks import (
     milliseconds,
     percent,
     points,
+    value,
 )
 from export.reporting.conditions import SURE, worst_slice
 from export.reporting.joined import ALIKE, BUDGET, outputs_of, samples_of
@@ -63,8 +64,17 @@ def summary(material: Material) -> Summary:
         f"{report.data}.",
         f"{told}; expect {between(row.primary_low, row.primary_high)} on other photos of the same kind "
         f"(95{NARROW}% interval).",
+        *_off(material),
     )
     return Summary(sentences, tuple(_tiles(material)), tuple(_reasons(material)), tuple(_cautions(material)))
+
+
+def _off(material: Material) -> Iterator[str]:
+    """Of numbers, what a share of variance does not tell: how far they are off, in their own units."""
+    scores = material.result(material.shipped).scores
+    if isinstance(scores, RegressionScores):
+        errors = [f"{target.name} by {value(target.mae)}" for target in scores.targets]
+        yield f"On average it is off in {_listed(errors)}."
 
 
 def _tiles(material: Material) -> Iterator[Tile]:

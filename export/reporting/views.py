@@ -36,6 +36,10 @@ class View:
     """(one label, spec) -> words."""
     said: Callable[[NDArray[np.float32], OutputSpec], str]
     """(outputs of one photo [k], spec) -> words with scores."""
+    same: str
+    """When two answers count as the same: of a photo, both ..."""
+    map: str
+    """What a map of where the network looks is about."""
     blocks: Callable[[Material], tuple[Block, ...]]
     """What it gets wrong, in tables and charts."""
 
@@ -111,10 +115,37 @@ def _first(outputs: Outputs) -> NDArray[np.int64]:
     return np.zeros(len(outputs), np.int64)
 
 
-_CLASSES = View(_wrong_class, _other_class, _strongest, _class_name, _class_said, class_blocks)
+_CLASSES = View(
+    _wrong_class,
+    _other_class,
+    _strongest,
+    _class_name,
+    _class_said,
+    "name the same class",
+    "the places that speak for its answer",
+    class_blocks,
+)
 VIEWS: dict[Task, View] = {
     "classification": _CLASSES,
     "ordinal": _CLASSES,
-    "multi_label": View(_wrong_labels, _other_labels, _strongest, _labels_true, _labels_said, label_blocks),
-    "regression": View(_wrong_numbers, _other_numbers, _first, _numbers, _numbers, target_blocks),
+    "multi_label": View(
+        _wrong_labels,
+        _other_labels,
+        _strongest,
+        _labels_true,
+        _labels_said,
+        "say the same labels",
+        "the places that speak for the label with the highest score",
+        label_blocks,
+    ),
+    "regression": View(
+        _wrong_numbers,
+        _other_numbers,
+        _first,
+        _numbers,
+        _numbers,
+        f"give values within {NEAR:g} standard deviations",
+        "the places that raise its value of {first}",
+        target_blocks,
+    ),
 }
