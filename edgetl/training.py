@@ -10,7 +10,7 @@ from edgetl.balance import relative_weights
 from edgetl.console import progress, quiet_tensorflow
 from edgetl.errors import ConfigError
 from edgetl.features import Scaling
-from edgetl.heads import build_head
+from edgetl.heads import build_head, finish, load
 from edgetl.losses import make_loss
 from edgetl.outputs import OutputSpec
 from edgetl.tasks import as_targets
@@ -88,8 +88,11 @@ def train_head(
         )
     if not all(np.isfinite(weights).all() for weights in head.get_weights()):
         raise ConfigError(f"training diverged: learning rate {settings.learning_rate:g} is too high. Try a tenth of it")
-    first = next(layer for layer in head.layers if layer.weights)
-    first.set_weights(scaling.fold(*first.get_weights()))
+    if settings.hidden_units:
+        first = next(layer for layer in head.layers if layer.weights)
+        first.set_weights(scaling.fold(*first.get_weights()))
+    else:  # the output layer itself, whose weights may stand for others
+        load(head, *scaling.fold(*finish(head).layers[-1].get_weights()))
     return head
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,6 +118,8 @@ class Choice:
     reason: str
     device: str
     """On which latencies were measured."""
+    onward: str
+    """The command that goes on with what is recommended, on the same photos."""
     path: str
     """Where this is written."""
     schema_version: int = 1
@@ -150,6 +152,7 @@ def main(config: Config) -> Choice:
             recommended=recommended,
             reason=reason,
             device=device,
+            onward=onward(config, recommended, run),
             path=str(run.path),
         )
         draw(run, choice)
@@ -375,6 +378,19 @@ def decided(trial: Trial) -> NDArray[np.float32]:
     return said_labels(trial.said, outputs).astype(np.float32) if outputs.task == "multi_label" else trial.said
 
 
+def onward(config: Config, backbone: str, run: RunDir) -> str:
+    """The cross-validation of a backbone, with all that was said of the photos."""
+    from export.reporting.origins import recipe_words
+
+    usual = Experiment(config.data, config.out)
+    said: dict[str, object] = {"data": config.data, "backbone": backbone, "out": f"{run.path}-folds"}
+    own = {"test_fraction", *said}
+    for name in (f.name for f in fields(Experiment) if f.name not in own):
+        if getattr(config, name) != getattr(usual, name):
+            said[name] = getattr(config, name)
+    return " ".join(recipe_words(said, cross_validate.RECIPE))
+
+
 def draw(run: RunDir, choice: Choice) -> None:
     """Write the picture, if there is anything to draw."""
     from edgetl.plots import Tradeoff, tradeoffs
@@ -430,8 +446,7 @@ def show(choice: Choice) -> str:
     if choice.skipped:
         lines.append(f"left out, as their weights can't be had here ({RESULT} tells why): {', '.join(choice.skipped)}")
     lines.append(f"recommended: {choice.reason}")
-    command_line = f"--data {choice.data} --backbone {choice.recommended}"
-    lines.append(f"next: python -m recipes.cross_validate {command_line} --out {choice.path}-folds")
+    lines.append(f"next: {choice.onward}")
     return "\n".join(lines)
 
 

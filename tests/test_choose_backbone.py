@@ -20,6 +20,7 @@ from edgetl.inputs import ImageInput
 from edgetl.metrics import score
 from edgetl.outputs import OutputSpec
 from edgetl.plots import Tradeoff, tradeoffs
+from edgetl.rundir import RunDir
 from recipes import choose_backbone, experiment
 from recipes.choose_backbone import Candidate, Choice, Config, Trial, main, recommend
 
@@ -253,6 +254,23 @@ def test_other_tasks(task: str, photo_folder: Path, tmp_path: Path) -> None:
     assert only.probe.task == task and only.probe.primary > 0.7  # colours tell the kinds apart
     assert only.distance is not None and only.distance > 0.15  # stripes
     assert np.isfinite(only.logme) and only.latency_ms
+
+
+def test_the_next_command_says_of_the_photos_what_this_one_said(tmp_path: Path) -> None:
+    import shlex
+
+    import tyro
+
+    from recipes import cross_validate
+
+    settings = config(
+        tmp_path / "my photos" / "t.csv", tmp_path / "out", task="ordinal", class_order=("low", "very high")
+    )
+    words = shlex.split(choose_backbone.onward(settings, "MobileNet", RunDir(tmp_path / "out")))
+    meant = tyro.cli(cross_validate.Config, args=words[3:])
+    assert (meant.data, meant.backbone, meant.image_size) == (settings.data, "MobileNet", 32)
+    assert (meant.task, meant.class_order, meant.out) == ("ordinal", ("low", "very high"), tmp_path / "out-folds")
+    assert (meant.test_fraction, meant.weights) == (0.0, "none")
 
 
 @pytest.mark.slow

@@ -149,13 +149,14 @@ def test_what_a_task_does_not_know_is_refused(tmp_path: Path) -> None:
 
 
 @tasks("regression")
-def test_hidden_layers_learn_every_task(task: Task) -> None:
+@pytest.mark.parametrize("hidden", [(8,), ()])
+def test_layers_of_any_number_learn_every_task(task: Task, hidden: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     colours, spec = labels_of(120), SPECS[task]
-    x = (rng.normal(size=(3, 6))[colours] * 3 + rng.normal(size=(120, 6))).astype(np.float32)
+    x = (rng.normal(size=(3, 6))[colours] * 3 + rng.normal(size=(120, 6)) + 9).astype(np.float32)
     labels = labels_for(spec, colours)
     keras.utils.set_random_seed(0)
-    settings = HeadTraining((8,), 0.0, 1e-2, 0.0, epochs=15, batch_size=20)
+    settings = HeadTraining(hidden, 0.0, 1e-2 if hidden else 1e-1, 0.0, epochs=15, batch_size=20)
     head = train_head(spec, x[:60], labels[:60], x[60:], labels[60:], settings, np.linspace(0.5, 1.5, 60))
     outputs = np.asarray(finish(head)(x[60:]))
     nothing = np.broadcast_to(as_targets(labels, spec).mean(axis=0), outputs.shape)
