@@ -78,6 +78,18 @@ def test_a_flip_among_certain_photos_is_not_overlooked() -> None:
     assert np.flatnonzero(labels.confident(given, probabilities) != given).tolist() == [199]
 
 
+def test_a_rare_class_does_not_hide_the_others() -> None:
+    values, examples = clouds(3, 40, apart=3.0)
+    items = [dataclasses.replace(examples.items[0], label=1), *examples.items[1:83]]
+    found, said = labels.find(values[:83], examples.with_items(items))
+    assert [(issue.id, issue.given, issue.suggested) for issue in found] == [("0000", "c1", "c0")]
+    assert said == "labels of c2: fewer than 5 photos each, cross-validation needs as many"
+    last = [examples.items[0], *examples.items[40:]]  # names move up where the first class is the rare one
+    turned = [*last[:-1], dataclasses.replace(last[-1], label=1)]
+    (issue,), _ = labels.find(values[[0, *range(40, 120)]], examples.with_items(turned))
+    assert (issue.id, issue.given, issue.suggested) == ("0119", "c1", "c2")
+
+
 def test_where_labels_cannot_be_judged_the_reason_is_said() -> None:
     values, examples = clouds(3, 20, apart=1.0)
 
@@ -86,8 +98,8 @@ def test_where_labels_cannot_be_judged_the_reason_is_said() -> None:
         assert found == []
         return said
 
-    few = examples.select(range(43))
-    assert reason(few) == "labels: c2 has 3 of 43 photos, cross-validation needs 5 with and without"
+    few = examples.select(range(19, 43))
+    assert reason(few) == "labels: c0 has 1 of 24 photos, cross-validation needs 5 with and without"
     everywhere = examples.with_items([dataclasses.replace(item, label=(0, 1, 2)) for item in examples])
     assert "c0 has 60 of 60" in reason(dataclasses.replace(everywhere, task="multi_label"))
     assert reason(dataclasses.replace(examples, task="regression")) == "labels: numbers are not judged"

@@ -5,6 +5,8 @@ on that it gives to the photos that carry its label; where another class than th
 On `elpv` cleanlab's filter `confident_learning` finds the very same photos, at the cost of pandas and 3 s of imports.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,8 +35,9 @@ def find(features: NDArray[np.float32], examples: Examples, seed: int = 0) -> tu
         seed: of the folds.
 
     Returns:
-        The doubtful labels, and why there are none where that says nothing of the labels; else empty.
+        The doubtful labels, and what was not judged and why; else empty.
     """
+    features, examples, rare = _without_rare(features, examples)
     if reason := _reason_to_skip(examples):
         return [], reason
     try:
@@ -52,7 +55,26 @@ def find(features: NDArray[np.float32], examples: Examples, seed: int = 0) -> tu
     doubted = len({issue.id for issue in issues})
     if doubted > MAX_DOUBTED * len(examples):
         return [], f"labels: features doubt {doubted} of {len(examples)}: they can't tell the classes apart here"
-    return sorted(issues, key=lambda issue: issue.given_confidence - issue.confidence), ""
+    return sorted(issues, key=lambda issue: issue.given_confidence - issue.confidence), rare
+
+
+def _without_rare(features: NDArray[np.float32], examples: Examples) -> tuple[NDArray[np.float32], Examples, str]:
+    """Leave out classes with too few photos for the folds where two others are left: they must not hide the rest."""
+    counts = examples.counts
+    common = [name for name, count in counts.items() if count >= FOLDS]
+    rare = [name for name, count in counts.items() if count < FOLDS]
+    if not examples.outputs.exclusive or not rare or len(common) < 2:
+        return features, examples, ""
+    number = {examples.output_names.index(name): at for at, name in enumerate(common)}
+    rows = np.flatnonzero(np.isin(examples.labels, list(number)))
+    labels = [number[label] for label in examples.labels[rows].tolist()]
+    items = [replace(examples.items[row], label=label) for row, label in zip(rows.tolist(), labels, strict=True)]
+    told = ", ".join(rare[:5]) + (", ..." if len(rare) > 5 else "")
+    return (
+        features[rows],
+        replace(examples, output_names=tuple(common), items=tuple(items)),
+        f"labels of {told}: fewer than {FOLDS} photos each, cross-validation needs as many",
+    )
 
 
 def _reason_to_skip(examples: Examples) -> str:
