@@ -32,7 +32,7 @@ from export.layer_errors import LayerError
 from export.reporting import charts
 from export.reporting.card import escaped
 from export.reporting.joined import Report, ReportRow, recommended
-from export.reporting.origins import recipe_command
+from export.reporting.origins import audit_command, recipe_command
 from recipes import feature_extraction
 
 HOSTILE = (
@@ -398,6 +398,23 @@ def audit() -> Audit:
 def test_an_audit_that_is_named_must_be_there(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"no audit\.json there\. Name the --out of python -m recipes\.audit"):
         made(tiny, audit=tmp_path)
+
+
+def test_an_audit_of_other_labels_is_refused(tiny: Tiny) -> None:
+    (tiny.run.path / "audit").mkdir()
+    path = tiny.run.path / "audit" / "audit.json"
+    for change in ({"task": "ordinal"}, {"output_names": ("cat", "owl")}):
+        path.write_text(to_json(dataclasses.replace(audit(), **change)))
+        with pytest.raises(ArtifactError, match=r"an audit of .*, the run is classification"):
+            made(tiny)
+
+
+def test_the_audit_that_is_asked_for_is_of_the_labels_of_the_run() -> None:
+    settings = {"task": "ordinal", "label": "grade", "targets": [], "class_order": ["low", "very high"], "group": ""}
+    assert audit_command(settings, "my table.csv") == (
+        "python -m recipes.audit --data 'my table.csv' --task ordinal --label grade --class-order low 'very high'"
+    )
+    assert audit_command({"task": "auto", "targets": ["a", "b"]}, "t.csv").endswith("--data t.csv --targets a b")
 
 
 def test_damaged_or_foreign_files_are_refused(tiny: Tiny) -> None:

@@ -100,7 +100,8 @@ def gather(run: RunDir, report: Report, evaluation: EvaluationReport, *, data: s
 
     Raises:
         RunError: a file is damaged.
-        ArtifactError: predictions are not those of the evaluation, or the audit that was named is missing.
+        ArtifactError: predictions are not those of the evaluation, or the audit that was named is missing or is
+            of other labels.
     """
     with (run.path / SPLITS).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -155,4 +156,10 @@ def _audit(run: RunDir, folder: Path | None) -> Audit | None:
         return None
     if not path.is_file():
         raise ArtifactError(f"--audit {folder}: no {AUDIT} there. Name the --out of python -m recipes.audit")
-    return read_json(Audit, path)
+    audit, outputs = read_json(Audit, path), run.outputs
+    if audit.task != outputs.task or set(audit.output_names) != set(outputs.names):
+        raise ArtifactError(
+            f"{path}: an audit of {audit.task} ({', '.join(audit.output_names):.60}), the run is {outputs.task} "
+            f"({', '.join(outputs.names):.60}). Audit the run's labels (recipes.audit --task ...), or name another"
+        )
+    return audit

@@ -20,12 +20,22 @@ def data_section(material: Material) -> Section:
     """Photos in each split, and what an audit found."""
     blocks: list[Block] = [_counts(material)]
     if material.audit is None:
-        source = shlex.quote(material.run.manifest.data)
-        command = f"python -m recipes.audit --data {source} --out {material.where}/audit"
+        command = f"{audit_command(material.settings, material.run.manifest.data)} --out {material.where}/audit"
         blocks.append(Missing("Not audited: copies, odd photos, doubtful labels.", command))
     else:
         blocks.append(_audit(material.audit))
     return Section("data", "Data", tuple(blocks))
+
+
+def audit_command(settings: dict[str, Any], source: str) -> str:
+    """The command that audits the data of a run, with the labels that the run has, as its config.json names them."""
+    words = ["python", "-m", "recipes.audit", "--data", source]
+    for name in ("task", "label", "targets", "class_order", "group"):
+        value = settings.get(name) or ()
+        if value != "auto":
+            values = [value] if isinstance(value, str) else [str(each) for each in value]
+            words += [f"--{name.replace('_', '-')}", *values] if values else []
+    return shlex.join(words)
 
 
 def _counts(material: Material) -> Block:
