@@ -101,4 +101,4 @@ def test_calibration_on_one_class_is_told(
         monkeypatch.setattr(data, "stratified_subset", lambda examples, count, seed: ones)
         chosen, images = calibration_photos(trained_run, train, replace(settings, seed=1))
     assert len(chosen) == len(images) == len(ones) > 1
-    assert f"all {len(ones)} calibration photos are of one class" in caplog.text
+    assert f"all {len(ones)} calibration photos have one label" in caplog.text

@@ -163,16 +163,19 @@ def test_everything_is_said_in_lines_that_fit(evaluated: RunDir) -> None:
 # --- what is kept ---------------------------------------------------------------------------------------------------
 
 
+one_task = pytest.mark.parametrize("evaluated", ["classification"], indirect=True)
+"""What is kept is kept in the same way of all."""
+
+
 @pytest.fixture
 def copied(evaluated: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
-    """A copy that may be changed; of one task, what is kept is the same of all."""
+    """A copy that may be changed."""
     monkeypatch.setattr(slices, "LEAST_PHOTOS", 5)
-    if evaluated.outputs.task != "classification":
-        pytest.skip("of one task")
     shutil.copytree(evaluated.path, tmp_path / "copy")
     return RunDir(tmp_path / "copy")
 
 
+@one_task
 def test_only_some_schemes_can_be_evaluated_and_the_others_stay(copied: RunDir) -> None:
     whole, before = report_of(copied), predictions_of(copied, report_of(copied))
     found = evaluate.main(Config(copied.path, schemes=("int8",), workers=1))
@@ -187,6 +190,7 @@ def test_only_some_schemes_can_be_evaluated_and_the_others_stay(copied: RunDir) 
         np.testing.assert_array_equal(outputs, before.schemes[scheme])
 
 
+@one_task
 def test_predictions_of_another_evaluation_are_refused_and_not_merged(copied: RunDir) -> None:
     path = copied.export_path / PREDICTIONS
     report = report_of(copied)
@@ -199,12 +203,14 @@ def test_predictions_of_another_evaluation_are_refused_and_not_merged(copied: Ru
     assert [each.scheme for each in found.artifacts] == ["int8"], "figures without their predictions are not kept"
 
 
+@one_task
 def test_equal_evaluations_are_equal_files(copied: RunDir) -> None:
     before = (copied.export_path / PREDICTIONS).read_bytes()
     evaluate.main(Config(copied.path, workers=1))
     assert (copied.export_path / PREDICTIONS).read_bytes() == before, "whatever the number of threads"
 
 
+@one_task
 def test_a_run_without_test_photos_cannot_be_evaluated(copied: RunDir) -> None:
     splits = copied.path / "splits.csv"
     splits.write_text(splits.read_text().replace(",test,", ",train,"))
