@@ -41,7 +41,7 @@ class Config:
     """Which of them."""
     rounds: int = 5
     """Turns, at least 1."""
-    photos: int = 400
+    photos: int = 1000
     """Of the test split, at most."""
 
 
