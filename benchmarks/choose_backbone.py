@@ -207,7 +207,8 @@ def show(figures: Figures) -> str:
             for one in every
         ),
         f"ranking by the sample : full pass     {ratio(lambda it, at: it.sample_pass_s[at] + it.ranking_s[at])}",
-        f"pass and {figures.folds} folds : full pass         {ratio(lambda it, at: it.full_pass_s[at] + it.folds_s[at])}",
+        f"pass and {figures.folds} folds : full pass         "
+        f"{ratio(lambda it, at: it.full_pass_s[at] + it.folds_s[at])}",
         f"full probes, mean of {figures.seeds} splits  {order([statistics.fmean(one.splits) for one in every])}",
         f"full probes, {figures.folds} folds           {order([one.together for one in every])}",
         *(

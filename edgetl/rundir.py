@@ -255,14 +255,18 @@ def read_json(kind: type[T], path: Path) -> T:
     """Read one of the run's JSON files.
 
     Raises:
-        RunError: it is missing or damaged.
+        RunError: it is missing, damaged, or of another version of its schema.
     """
     try:
-        return from_json(kind, path.read_bytes(), source=str(path))
+        found = from_json(kind, path.read_bytes(), source=str(path))
     except FileNotFoundError:
         raise RunError(f"{path}: missing. Run the command that writes it again") from None
     except ConfigError as error:
         raise RunError(f"{error}. The file is damaged or from another version; make it again") from None
+    version, ours = getattr(found, "schema_version", None), getattr(kind, "schema_version", None)
+    if version != ours:  # the same fields may have meant something else
+        raise RunError(f"{path}: schema_version {version}, this edgetl reads {ours}. Make the file again")
+    return found
 
 
 def open_run(path: str | Path) -> RunDir:

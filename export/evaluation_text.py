@@ -154,7 +154,7 @@ def _slices(report: "EvaluationReport") -> Iterator[str]:
 
 
 def _behind(found: "Disparity") -> str:
-    verdict = "knowledge bias" if found.p < SURE else "chance explains it"
+    verdict = "knowledge bias, or harder photos" if found.p < SURE else "chance explains it"
     interval = f"{100 * found.low:+.1f}..{100 * found.high:+.1f}"
     return f"{100 * found.gap:.1f} points behind the rest ({interval}), p {found.p:.2g}: {verdict}"
 

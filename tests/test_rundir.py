@@ -195,6 +195,13 @@ def test_read_json_names_a_missing_file(tmp_path: Path) -> None:
         read_json(ImageInput, tmp_path / "inputs.json")
 
 
+def test_a_file_of_another_version_is_refused(run: RunDir) -> None:
+    path = run.path / "manifest.json"
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    with pytest.raises(RunError, match=r"manifest\.json: schema_version 1, this edgetl reads 2\. Make the file again"):
+        rundir.open_run(run.path)
+
+
 def test_photos_that_are_gone_are_an_error_with_a_next_step(run: RunDir) -> None:
     with pytest.raises(DatasetError, match="'photos': no such folder or data set"):
         run.splits()
