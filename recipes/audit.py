@@ -65,11 +65,11 @@ def main(config: Config) -> Result:
     decided = exclusion.read(config.exclude, found) if config.exclude else []
     check_out(config)
     examples = exclusion.without(found, config.exclude)
-    looks = look_at(examples, config.workers or None)
+    looks = look_at(found, config.workers or None, config.cache).of(examples)
     number = copies.near(looks)
     audit = by_looks(found, examples, looks, number)
     audit = by_features(config, audit, examples, looks, copies.representatives(number))
-    return Result(write(config.out, audit, examples, decided), config.out)
+    return Result(write(config, audit, examples, decided), config.out)
 
 
 def check_out(config: Config) -> None:
@@ -80,17 +80,24 @@ def check_out(config: Config) -> None:
     """
     out = config.out.expanduser()
     listed = out / EXCLUDE
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    # A kill while a file is written leaves a hidden one.
+    if not out.exists() or (out.is_dir() and all(path.name.startswith(".") for path in out.iterdir())):
         return
     if not (out / AUDIT).is_file():
         raise ConfigError(f"--out {config.out}: not empty and not an audit. Choose another place")
-    if config.exclude and listed.exists() and listed.samefile(config.exclude.expanduser()):
+    if gives_back(config):
         return
     written = from_json(Audit, (out / AUDIT).read_bytes(), source=str(out / AUDIT)).exclude_sha256
     if listed.is_file() and hashlib.sha256(listed.read_bytes()).hexdigest() != written:
         raise ConfigError(
             f"{listed}: was edited and would be written anew. Give it with --exclude, or choose another --out"
         )
+
+
+def gives_back(config: Config) -> bool:
+    """Whether the list given is the one in the place that is written to."""
+    listed = config.out.expanduser() / EXCLUDE
+    return config.exclude is not None and listed.exists() and listed.samefile(config.exclude.expanduser())
 
 
 def by_looks(found: data.Examples, examples: data.Examples, looks: Looks, number: NDArray[np.int64]) -> Audit:
@@ -175,14 +182,20 @@ def shifts_of(
     return tuple(shifts), tuple(skipped)
 
 
-def write(out: Path, audit: Audit, examples: data.Examples, decided: list[exclusion.Row]) -> Audit:
-    """Write the three files; the list keeps what the user decided before."""
-    out = out.expanduser()
+def write(config: Config, audit: Audit, examples: data.Examples, decided: list[exclusion.Row]) -> Audit:
+    """Write the three files; the list keeps what the user decided before.
+
+    Killed anywhere, it can be repeated: until the new list is whole there is none that could pass for an edited one,
+    except the edited one that was given.
+    """
+    out = config.out.expanduser()
     listed = exclusion.to_csv(exclusion.merged(decided, exclusion.proposed(audit)))
     audit = dataclasses.replace(audit, exclude_sha256=hashlib.sha256(listed.encode()).hexdigest())
     shown = page.render(audit, examples, out / EXCLUDE)
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in [(EXCLUDE, listed), (PAGE, shown), (AUDIT, to_json(audit))]:
+    if not gives_back(config):
+        (out / EXCLUDE).unlink(missing_ok=True)
+    for name, content in [(AUDIT, to_json(audit)), (PAGE, shown), (EXCLUDE, listed)]:
         write_atomic(out / name, content)
     return audit
 

@@ -52,8 +52,43 @@ def test_rows_belong_to_the_photos_that_can_be_read(folder: Path) -> None:
 
 def test_many_chunks_give_what_one_gives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = looks.look_at(load(folder))
-    monkeypatch.setattr(looks, "CHUNK", 3)
+    monkeypatch.setattr(looks, "SHARD_ROWS", 3)
     assert np.array_equal(looks.look_at(load(folder), workers=2).rows, whole.rows)
+
+
+def test_what_was_seen_comes_back_from_the_cache_and_damaged_shards_are_made_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "cat" / "0000.jpg").write_bytes(b"")
+    monkeypatch.setattr(looks, "SHARD_ROWS", 8)
+    fresh = looks.look_at(load(folder), cache=tmp_path / "cache")
+    shards = sorted((tmp_path / "cache").rglob("*.npz"))
+    assert len(shards) == 3
+    whole = shards[1].read_bytes()
+    middle = len(whole) // 2
+    other = np.zeros(8, np.float32)
+    np.savez(tmp_path / "other.npz", rows=other, unreadable=np.frombuffer(b"[]", np.uint8))
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    for damaged in (whole, whole[:middle], b"", flipped, (tmp_path / "other.npz").read_bytes()):
+        shards[1].write_bytes(damaged)
+        caplog.clear()
+        again = looks.look_at(load(folder), cache=tmp_path / "cache")
+        assert ("damaged" in caplog.text) == (damaged != whole)
+        assert again.examples == fresh.examples
+        assert again.unreadable == fresh.unreadable
+        assert again.rows.tobytes() == fresh.rows.tobytes()
+        caplog.clear()
+        looks.look_at(load(folder), cache=tmp_path / "cache")
+        assert "damaged" not in caplog.text
+
+
+def test_looks_of_some_photos_are_those_of_all(folder: Path) -> None:
+    (folder / "cat" / "0000.jpg").write_bytes(b"")
+    examples = load(folder)
+    part = examples.select([*range(0, 20, 3)])
+    some, alone = looks.look_at(examples).of(part), looks.look_at(part)
+    assert (some.examples, some.unreadable) == (alone.examples, alone.unreadable)
+    assert some.rows.tobytes() == alone.rows.tobytes()
 
 
 def test_dark_bright_blank_and_blurry_photos_are_named(folder: Path) -> None:

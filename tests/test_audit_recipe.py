@@ -19,6 +19,7 @@ from edgetl.config import from_json, to_json
 from edgetl.data import load
 from edgetl.errors import ConfigError, DatasetError
 from edgetl.outputs import Task
+from edgetl.rundir import write_atomic
 from recipes import audit
 from recipes.audit import Config
 
@@ -86,6 +87,55 @@ def test_the_list_given_back_is_heeded_and_kept(folder: Path, tmp_path: Path) ->
         ("train/dog/0001.jpg", "unreadable"): "exclude",
         ("test/dog/0003.jpg", "mine"): "exclude",
     }
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, written: int, folder: Path, out: Path, **settings: object) -> None:
+    """Run an audit that ends after so many of its files, and leaves a piece of the next."""
+    names: list[str] = []
+    write = write_atomic
+
+    def stop(path: Path, content: str) -> None:
+        if len(names) == written:
+            path.with_name(f".{path.name}.piece").touch()
+            raise KeyboardInterrupt
+        names.append(path.name)
+        write(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(audit, "write_atomic", stop)
+        run(folder, out, **settings)
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_an_audit_killed_between_its_files_is_repeated(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    out = tmp_path / "audit"
+    killed(monkeypatch, written, folder, out)
+    run(folder, out)
+    first = listed(out)
+    (folder / "train" / "dog" / "0002.jpg").write_bytes(b"")  # another list, over that of the last audit
+    killed(monkeypatch, written, folder, out)
+    run(folder, out)
+    assert listed(out) == first | {("train/dog/0002.jpg", "unreadable"): "exclude"}
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_an_edited_list_outlives_the_audit_it_was_given_to(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    out = tmp_path / "audit"
+    run(folder, out)
+    edited = (out / "exclude.csv").read_text() + "test/dog/0003.jpg,exclude,mine,\n"
+    (out / "exclude.csv").write_text(edited)
+    (folder / "train" / "dog" / "0002.jpg").write_bytes(b"")
+    killed(monkeypatch, written, folder, out, exclude=out / "exclude.csv")
+    assert (out / "exclude.csv").read_text() == edited
+    with pytest.raises(ConfigError, match="was edited"):
+        run(folder, out)
+    run(folder, out, exclude=out / "exclude.csv")
+    assert listed(out)["test/dog/0003.jpg", "mine"] == "exclude"
+    assert ("train/dog/0002.jpg", "unreadable") in listed(out)
 
 
 def test_the_page_holds_everything_and_asks_for_nothing(folder: Path, tmp_path: Path) -> None:

@@ -1,28 +1,35 @@
-"""One pass over all photos: each is read and decoded once, small, and leaves half a kilobyte of numbers."""
+"""One pass over all photos: each is read and decoded once, small, and leaves half a kilobyte of numbers.
+
+They are stored in shards beside the features, and under the same names: a photo is looked at again if it has changed.
+"""
 
 import hashlib
 import io
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.console import progress
+from edgetl.console import Bar, log, progress
 from edgetl.data import Example, Examples, Pixels, Unreadable, default_workers, read_image
 from edgetl.data.images import FORMATS
 from edgetl.errors import UnreadableImageError
+from edgetl.features import SHARD_ROWS, photos_key
 from edgetl.inputs import ImageInput
+from edgetl.rundir import write_atomic
 
 SIDE = 120
 """Photos are judged at this size, pixels: blur that can't be seen here hardly shows at what edge models take, and
 a JPEG of 500x500 is still decoded at half its size (128 would need the whole: 1.8 ms instead of 1.0)."""
 THUMBNAIL = 16
 """Side of the grey thumbnail that tells copies from look-alikes, pixels."""
-CHUNK = 256
-"""Photos that are in work at a time: what bounds the memory."""
+LAYOUT_VERSION = 1
+"""Part of the place of stored looks: raise it when the same photos would give other numbers."""
 _ANIMATED = ("GIF", "WEBP", "PNG")
 _PERCEIVED = np.array([0.241, 0.691, 0.068], np.float32)
 """Weights of squared red, green and blue in brightness, as cleanvision has them, so that its limits hold."""
@@ -58,37 +65,94 @@ class Looks:
     """One `LOOK` for each, [n]."""
     unreadable: tuple[Unreadable, ...]
 
+    def of(self, part: Examples) -> "Looks":
+        """What was seen of some of the examples, in the order that all have."""
+        ids = {example.id for example in part}
+        kept = np.flatnonzero([example.id in ids for example in self.examples])
+        unreadable = tuple(each for each in self.unreadable if each.id in ids)
+        return Looks(self.examples.select(kept), self.rows[kept], unreadable)
 
-def look_at(examples: Examples, workers: int | None = None) -> Looks:
+
+def look_at(examples: Examples, workers: int | None = None, cache: Path | None = None) -> Looks:
     """Read every photo once. What training can't decode is unreadable here: it is the same decoder.
 
     Args:
-        examples: what to read.
+        examples: what to read. Give all, and take `Looks.of` some: stored shards are those of the same neighbours.
         workers: threads; default one per core.
+        cache: directory of all caches; without one nothing is stored.
     """
-    rows = np.zeros(len(examples), LOOK)
-    kept: list[int] = []
+    starts = range(0, len(examples), SHARD_ROWS)
+    parts = {start: examples.select(range(start, min(start + SHARD_ROWS, len(examples)))) for start in starts}
+    paths = {start: _path(cache, part) for start, part in parts.items()} if cache else {}
+    shards = {start: seen for start, path in paths.items() if (seen := _stored(path, parts[start])) is not None}
+    missing = [start for start in starts if start not in shards]
+    if missing:
+        todo = sum(len(parts[start]) for start in missing)
+        with progress("look at photos", todo) as bar, ThreadPoolExecutor(workers or default_workers()) as pool:
+            for start in missing:  # one shard is in work at a time: that bounds the memory
+                shards[start] = _seen(parts[start], pool, bar)
+                if start in paths:
+                    paths[start].parent.mkdir(parents=True, exist_ok=True)
+                    write_atomic(paths[start], _to_bytes(shards[start]))
+    return _joined(examples, [shards[start] for start in starts])
+
+
+def _path(cache: Path, part: Examples) -> Path:
+    return cache.expanduser() / "looks" / str(LAYOUT_VERSION) / f"{photos_key(part, 0)}.npz"
+
+
+def _to_bytes(seen: Looks) -> bytes:
+    failed = json.dumps([asdict(each) for each in seen.unreadable]).encode()
+    buffer = io.BytesIO()
+    np.savez(buffer, rows=seen.rows, unreadable=np.frombuffer(failed, np.uint8))
+    return buffer.getvalue()
+
+
+def _stored(path: Path, part: Examples) -> Looks | None:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            unreadable = [Unreadable(**each) for each in json.loads(stored["unreadable"].tobytes())]
+            rows = stored["rows"]
+        seen = _looks(part, rows, unreadable)
+        if rows.dtype != LOOK or rows.shape != (len(seen.examples),):
+            raise ValueError("other rows than those of the photos")
+        return seen
+    except Exception:  # a flipped bit can ask zipfile for encryption, compression or anything else that it can't do
+        log.warning("looks: %s is damaged and its photos will be looked at again", path)
+        return None
+
+
+def _looks(examples: Examples, rows: NDArray[np.void], unreadable: Iterable[Unreadable]) -> Looks:
+    failed = {each.id: each for each in unreadable}
+    kept = [index for index, example in enumerate(examples) if example.id not in failed]
+    return Looks(examples.select(kept), rows, tuple(failed.values()))
+
+
+def _joined(examples: Examples, shards: list[Looks]) -> Looks:
+    rows = np.concatenate([np.zeros(0, LOOK), *(seen.rows for seen in shards)])
+    return _looks(examples, rows, [each for seen in shards for each in seen.unreadable])
+
+
+def _seen(part: Examples, pool: ThreadPoolExecutor, bar: Bar) -> Looks:
+    rows: list[NDArray[np.void]] = []
     unreadable: list[Unreadable] = []
-    for index, found in enumerate(_each(examples, workers or default_workers())):
-        if isinstance(found, Unreadable):
-            unreadable.append(found)
-        else:
-            rows[index] = found
-            kept.append(index)
-    return Looks(examples.select(kept), rows[kept], tuple(unreadable))
-
-
-def _each(examples: Examples, workers: int) -> Iterator[NDArray[np.void] | Unreadable]:
-    with progress("look at photos", len(examples)) as bar, ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(examples), CHUNK):
-            futures = [pool.submit(_attempt, example) for example in examples.items[start : start + CHUNK]]
-            try:
-                for future in futures:
-                    yield future.result()
-                    bar.advance()
-            finally:
-                for future in futures:
-                    future.cancel()
+    futures = [pool.submit(_attempt, example) for example in part]
+    try:
+        for future in futures:
+            found = future.result()
+            if isinstance(found, Unreadable):
+                unreadable.append(found)
+            else:
+                rows.append(found)
+            bar.advance()
+    finally:
+        for future in futures:
+            future.cancel()
+    return _looks(part, np.stack(rows) if rows else np.zeros(0, LOOK), unreadable)
 
 
 def _attempt(example: Example) -> NDArray[np.void] | Unreadable:
