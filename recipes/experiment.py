@@ -67,7 +67,7 @@ class Experiment:
     exclude: Path | None = None
     """CSV of photos to leave out: the exclude.csv of `edgetl audit`, as you edited it."""
     allow_leakage: bool = False
-    """Go on where a photo is in two of the splits that the data brings, or is there with two labels."""
+    """Go on where a photo, or nearly the same, is in two of the splits that the data brings, or one has two labels."""
 
 
 def check_common(config: Experiment) -> None:
@@ -113,7 +113,13 @@ def load_examples(config: Experiment) -> data.Examples:
         ConfigError: the fractions leave nothing, a list of exclusions can't be used, or the run would be written among
             the photos.
     """
-    examples = gate.admit(find_examples(config), config.exclude, config.allow_leakage)
+    examples = gate.admit(
+        find_examples(config),
+        config.exclude,
+        config.allow_leakage,
+        cache=config.cache,
+        workers=config.workers or None,
+    )
     divide(config, examples)
     return examples
 
