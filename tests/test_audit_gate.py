@@ -7,15 +7,19 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from photos import make_photo_folder
+from PIL import Image
 
-from edgetl.audit import exclusion, gate
+from edgetl.audit import exclusion, gate, looks
 from edgetl.audit.exclusion import Row
+from edgetl.audit.findings import Copy, CopyGroup
 from edgetl.data import Example, Examples, load, split
 from edgetl.errors import ConfigError, DatasetError
+from recipes import experiment
 
 
 @pytest.fixture
@@ -29,6 +33,25 @@ def folder(tmp_path: Path) -> Path:
 
 def copy(root: Path, source: str, target: str) -> None:
     shutil.copyfile(root / source, root / target)
+
+
+def reencode(root: Path, source: str, target: str) -> None:
+    Image.open(root / source).save(root / target, quality=80)
+    assert (root / source).read_bytes() != (root / target).read_bytes()
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the files that were decoded to be looked at."""
+    sizes: list[int] = []
+    look = looks.look
+
+    def counted(data: bytes) -> np.ndarray:
+        sizes.append(len(data))
+        return look(data)
+
+    monkeypatch.setattr(looks, "look", counted)
+    return sizes
 
 
 def test_data_without_copies_is_admitted_as_it_is(folder: Path) -> None:
@@ -53,6 +76,67 @@ def test_a_photo_with_two_labels_is_refused(folder: Path) -> None:
     copy(folder, "train/cat/0001.jpg", "train/dog/copy.jpg")
     with pytest.raises(DatasetError, match=r"different labels.*train/cat/0001.jpg = train/dog/copy.jpg"):
         gate.admit(load(folder))
+
+
+def test_a_near_copy_in_another_split_is_refused_by_name_allowed_or_excluded(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reencode(folder, "test/cat/0001.jpg", "train/cat/again.jpg")
+    copy(folder, "train/cat/again.jpg", "train/cat/exact.jpg")  # three of one: one of each split is named
+    with pytest.raises(DatasetError, match=r"1 photo.*in more than one split, all but equal") as caught:
+        gate.admit(load(folder))
+    for part in ("test/cat/0001.jpg = train/cat/again.jpg.", "--exclude", "--allow-leakage"):
+        assert part in str(caught.value)
+    with caplog.at_level("WARNING", logger="edgetl"):
+        admitted = gate.admit(load(folder), allow_leakage=True)
+    assert len(admitted) == 26
+    assert "all but equal: test/cat/0001.jpg = train/cat/again.jpg; allowed" in caplog.text
+    listed = tmp_path / "exclude.csv"
+    listed.write_text("id,action\ntest/cat/0001.jpg,exclude\n")
+    assert len(gate.admit(load(folder), listed)) == 25
+
+
+def test_near_copies_with_different_labels_are_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reencode(folder, "train/cat/0001.jpg", "train/dog/again.jpg")
+    with caplog.at_level("WARNING", logger="edgetl"):
+        assert gate.admit(load(folder)).items == load(folder).items
+    (line,) = caplog.messages
+    assert "1 photo(s) are there with different labels, all but equal: train/cat/0001.jpg = train/dog/again.jpg" in line
+    assert "recipes.audit" in line
+
+
+@pytest.mark.parametrize("splits", [(None,), ("train",)])
+def test_data_that_brings_no_two_splits_pays_no_pass(
+    tmp_path: Path, looked: list[int], splits: tuple[str | None, ...]
+) -> None:
+    root = make_photo_folder(tmp_path / "photos", {"cat": 4, "dog": 4})
+    reencode(root, "cat/0001.jpg", "cat/again.jpg")
+    examples = load(root)
+    examples = examples.with_items([dataclasses.replace(e, split=splits[0]) for e in examples])  # type: ignore[arg-type]
+    assert gate.admit(examples, cache=tmp_path / "cache") == examples
+    assert looked == []
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_pass_is_stored_whatever_is_excluded_and_recipes_and_audit_share_it(
+    folder: Path, tmp_path: Path, looked: list[int]
+) -> None:
+    from recipes import audit, feature_extraction
+
+    (folder / "train" / "cat" / "broken.jpg").write_bytes(b"no photo")  # the limit for these is not the gate's
+    config = feature_extraction.Config(str(folder), tmp_path / "run", cache=tmp_path / "cache")
+    assert len(experiment.load_examples(config)) == len(looked) == 25
+    listed = tmp_path / "exclude.csv"
+    listed.write_text("id,action\ntest/cat/0001.jpg,exclude\n")
+    assert len(experiment.load_examples(dataclasses.replace(config, exclude=listed))) == 24
+    asked = audit.Config(str(folder), tmp_path / "audit", cache=config.cache, exclude=listed, features=False)
+    found = audit.main(asked).audit
+    assert [(each.id, each.kind) for each in found.findings] == [("train/cat/broken.jpg", "unreadable")]
+    assert len(looked) == 25
+    reencode(folder, "test/cat/0001.jpg", "train/cat/0001.jpg")  # photos that change are looked at again
+    with pytest.raises(DatasetError, match="all but equal"):
+        experiment.load_examples(config)
+    assert len(looked) == 50
 
 
 def test_files_of_equal_size_or_without_content_are_no_copies(folder: Path) -> None:
@@ -147,6 +231,27 @@ def test_a_list_that_cannot_be_meant_is_refused_with_its_line(
         listed.write_text(text)
     with pytest.raises(ConfigError, match=expected):
         exclusion.read(listed, load(folder))
+
+
+def proposed(labels: list[str]) -> list[Row]:
+    """What is proposed for near copies with these labels."""
+    members = [Copy(f"{n:04d}.jpg", "train", label, f"{n:04d}.jpg") for n, label in enumerate(labels)]
+    return list(exclusion._of_copies(CopyGroup(tuple(members))))
+
+
+def test_near_copies_whose_labels_contradict_are_all_proposed_for_exclusion() -> None:
+    rows = proposed(["cat", "cat", "dog"])
+    assert [(row.id, row.action, row.reason) for row in rows] == [
+        (f"000{n}.jpg", "exclude", "contradiction") for n in range(3)
+    ]
+    assert {row.detail for row in rows} == {"0000.jpg: cat, 0002.jpg: dog"}
+    assert [(row.id, row.reason) for row in proposed(["cat", "cat"])] == [("0001.jpg", "near_copy")]
+
+
+def test_a_film_with_a_value_for_every_frame_stays_a_short_list() -> None:
+    rows = proposed([str(n) for n in range(3000)])
+    assert len(rows) == 3000
+    assert max(len(row.detail) for row in rows) < 100
 
 
 def test_bytes_that_are_no_text_are_refused(folder: Path, tmp_path: Path) -> None:

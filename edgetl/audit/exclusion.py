@@ -27,6 +27,8 @@ class Row:
 
 COLUMNS = tuple(field.name for field in fields(Row))
 _REQUIRED = COLUMNS[:2]
+_NAMED = 5
+"""Labels that a contradiction names, of numbers there may be as many as copies."""
 _KEPT_FIRST = ("test", "validation", "train", "")
 """Which of several copies stays: figures should be measured on as many photos as there are."""
 
@@ -34,8 +36,9 @@ _KEPT_FIRST = ("test", "validation", "train", "")
 def proposed(audit: Audit) -> list[Row]:
     """Turn what was found into a list for the user to decide on.
 
-    Proposed for exclusion is what nobody can want: what can't be read, copies but one, copies whose labels contradict
-    each other. What a person has to look at is listed and kept.
+    Proposed for exclusion is what nobody can want: what can't be read, copies but one, copies, exact or near, whose
+    labels contradict each other: a majority among them is no witness, they are one photo. What a person has to look at
+    is listed and kept.
     """
     rows = [
         Row(each.id, "exclude" if each.kind in ("unreadable", "blank") else "keep", each.kind, each.detail)
@@ -115,13 +118,13 @@ def _row(cells: dict[str, str], where: str, known: set[str], source: str) -> Row
 
 
 def _of_copies(group: CopyGroup) -> Iterator[Row]:
-    reason = "exact_copy" if group.exact else "near_copy"
-    if group.exact and group.contradicts:
-        said = ", ".join(f"{member.id}: {member.label}" for member in group.members)
+    if group.contradicts:
+        firsts = {member.label: member for member in reversed(group.members)}  # not all: a film has thousands of frames
+        said = ", ".join(sorted(f"{member.id}: {label}" for label, member in firsts.items())[:_NAMED])
         yield from (Row(member.id, "exclude", "contradiction", said) for member in group.members)
         return
+    reason = "exact_copy" if group.exact else "near_copy"
     kept, *others = sorted(group.members, key=lambda member: (_KEPT_FIRST.index(member.split), member.id))
     for member in others:
-        apart = [f"{kept.split} has it" if member.split != kept.split else ""]
-        apart += [f"there labelled {kept.label}" if member.label != kept.label else ""]
-        yield Row(member.id, "exclude", reason, ", ".join(filter(None, [f"of {kept.id}", *apart])))
+        apart = f", {kept.split} has it" if member.split != kept.split else ""
+        yield Row(member.id, "exclude", reason, f"of {kept.id}{apart}")
