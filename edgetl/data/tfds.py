@@ -1,6 +1,7 @@
 """A prepared data set of TensorFlow Datasets -> a folder of photos with a table, so that all else works on files."""
 
 import csv
+import hashlib
 import io
 import logging
 from collections.abc import Iterator
@@ -35,9 +36,12 @@ def tfds_folder(name: str, cache: Path | None = None) -> Path:
 
     Nothing is fetched from a network: the data set has to be prepared already. Photos keep their encoded bytes. The
     table comes last, so a folder with one is whole; without one, the photos that are there are not written again.
+    Each version, configuration and place where it is prepared has a folder of its own, so the package is asked which
+    one is meant every time. A run stores the folder's path and is reopened without it.
 
     Args:
-        name: as `tfds build` takes it: `mnist`, `mnist:3.0.1`, `user_set/config`.
+        name: as `tfds build` takes it: `mnist`, `mnist:3.0.1`, `user_set/config`; without a version the newest that is
+            prepared.
         cache: where features are stored, too; the default is theirs.
 
     Returns:
@@ -50,17 +54,18 @@ def tfds_folder(name: str, cache: Path | None = None) -> Path:
         raise DatasetError(f"tfds:{name}: no name of a data set. Name one as in tfds:mnist")
     from edgetl.features import default_cache
 
-    folder = (cache or default_cache()) / "tfds" / name.replace("/", "_").replace(":", "_")
+    builder = _builder(name)
+    place = hashlib.sha256(str(Path(builder.data_dir).resolve()).encode()).hexdigest()[:8]
+    folder: Path = (cache or default_cache()) / "tfds" / builder.info.full_name / place
     if not (folder / _TABLE).is_file():
-        _write(name, folder)
+        _write(name, builder, folder)
     return folder
 
 
-def _write(name: str, folder: Path) -> None:
+def _write(name: str, builder: Any, folder: Path) -> None:
     from edgetl.console import progress
     from edgetl.rundir import write_atomic
 
-    builder = _builder(name)
     layout = _layout(name, builder.info)
     splits = [split for split in builder.info.splits if split.lower() in SPLIT_NAMES]
     if others := sorted(set(builder.info.splits) - set(splits)):

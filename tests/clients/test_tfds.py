@@ -22,12 +22,21 @@ def photo(number: int) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 
 
-def build(home: Path, name: str, features: dict[str, Any], examples: list[dict[str, Any]], **options: Any) -> None:
+def build(
+    home: Path,
+    name: str,
+    features: dict[str, Any],
+    examples: list[dict[str, Any]],
+    version: str = "1.0.0",
+    config: str = "",
+    **options: Any,
+) -> None:
     """Prepare a data set of that name with 4 examples for training, 2 for testing and 1 without a use."""
     tfds = client("tensorflow_datasets")
 
     class Built(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
+        VERSION = tfds.core.Version(version)
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
 
         def _info(self) -> Any:
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), **options)
@@ -95,12 +104,39 @@ def test_a_prepared_data_set_becomes_a_folder(
         assert item.values == (f"c{at % 3}",)
         assert item.split == ("train" if at < 4 else "test")
     assert seen == set(range(6))
-    # From now on neither the package nor the data set is needed, and the run finds the photos by a plain path.
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert data.load("tfds:coloured") == examples
+    assert data.locate("tfds:coloured") == examples.root
+    # From now on a run needs neither the package nor the data set: it stores a plain path.
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert data.load(examples.location).items == examples.items
-    assert data.locate("tfds:coloured") == examples.root == data.locate(examples.location)
+    assert data.locate(examples.location) == examples.root
     assert cache in examples.root.parents
+
+
+def test_other_versions_places_and_names_are_other_photos(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tfds = client("tensorflow_datasets")
+    colours = tfds.features.ClassLabel(names=["red", "green"])
+    features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": colours}
+    number = {photo(n).tobytes(): n for n in range(50)}
+    here, there = cache / "here", cache / "there"
+
+    def prepare(home: Path, name: str, first: int, **how: str) -> None:
+        build(home, name, features, [{"image": photo(first + n), "label": n % 2} for n in range(4)], **how)
+
+    def first_photo(home: Path, name: str) -> int:
+        monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(home))  # what TFDS_DATA_DIR says at the import
+        return min(number[np.asarray(Image.open(item.path)).tobytes()] for item in data.load(f"tfds:{name}"))
+
+    prepare(here, "grown", 0)
+    assert first_photo(here, "grown") == 0
+    prepare(here, "grown", 10, version="1.1.0")
+    assert first_photo(here, "grown") == 10
+    assert first_photo(here, "grown:1.0.0") == 0
+    prepare(there, "grown", 20)
+    assert first_photo(there, "grown") == 20
+    prepare(here, "pair", 30, config="x")
+    prepare(here, "pair_x", 40)
+    assert (first_photo(here, "pair/x"), first_photo(here, "pair_x")) == (30, 40)
 
 
 def test_an_interrupted_writing_goes_on(prepared: Path, cache: Path) -> None:
