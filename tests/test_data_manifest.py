@@ -287,6 +287,24 @@ def test_links_out_of_the_folder_are_refused(root: Path) -> None:
         load(inner, "path,label\nin.jpg,x\nfar/1.jpg,y\n")
 
 
+def test_what_can_not_be_divided_names_a_line(root: Path) -> None:
+    """The order of the rows is not that of the examples, and an empty one counts."""
+    rows = ("b/4.jpg,dog,train,x", "b/3.jpg,cat,test,y", "", "a/2.jpg,dog,train,x", "a/1.jpg,cat,train,y")
+    text = "\n".join(["path,label,split,group", *rows]) + "\n"
+    with pytest.raises(DatasetError, match=r"\(y; train: line 6: a/1\.jpg, test: line 3: b/3\.jpg\)"):
+        data.split(load(root, text))
+    with pytest.raises(DatasetError, match=r"m\.csv: cat \(see line 6: a/1\.jpg\) would be missing from"):
+        data.split(load(root, text), allow_leakage=True)
+    few = text.replace("test", "").replace("train", "").replace(",x", ",").replace(",y", ",")
+    with pytest.raises(DatasetError, match=r"m\.csv: class cat \(see line 6: a/1\.jpg\) has 2 example\(s\), need"):
+        data.split(load(root, few))
+    (root / "b").rename(root / "test")
+    (root / "a").rename(root / "train")
+    (root / "metadata.csv").write_text("file_name,label\ntest/3.jpg,dog\ntrain/2.jpg,cat\ntrain/1.jpg,dog\n")
+    with pytest.raises(DatasetError, match=r"class cat \(see line 3: train/2\.jpg\) has 0 examples in test"):
+        data.split(data.load(root))
+
+
 def test_a_command_ends_with_one_line_and_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "m.csv").write_text(CLASSES + "a/9.jpg,cat\n")
     argv = ["--data", str(root / "m.csv"), "--out", str(root / "runs/mine")]  # beside the table is fine

@@ -106,7 +106,8 @@ def test_too_small_a_class_is_named() -> None:
     with pytest.raises(DatasetError) as caught:
         split(made_up({"cat": 9, "dog": 2}))
     assert str(caught.value) == (
-        "photos: class dog has 2 example(s), need at least 3 (train + validation + test). Add some or remove the class"
+        "photos: class dog (see dog/0.jpg) has 2 example(s), need at least 3 (train + validation + test). Add some or "
+        "remove the class"
     )
     assert split(made_up({"cat": 3, "dog": 3})).test.counts == {"cat": 1, "dog": 1}
 
@@ -137,7 +138,7 @@ def test_a_missing_part_is_taken_out_of_train() -> None:
 
 
 def test_a_given_part_without_a_class_is_refused() -> None:
-    with pytest.raises(DatasetError, match="photos: class b has 0 examples in test, need at least 1"):
+    with pytest.raises(DatasetError, match=r"photos: class b \(see b/0.jpg\) has 0 examples in test, need at least 1"):
         split(predefined({"a": 4}))
 
 

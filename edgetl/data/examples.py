@@ -53,6 +53,13 @@ class Example:
     """How much it counts in training, above 0; figures count all alike."""
     values: tuple[str, ...] = ()
     """What else is known of it, in the order of `Examples.columns`."""
+    line: int = dataclasses.field(default=0, compare=False)
+    """Of the table that it comes from, for messages; 0: of none."""
+
+    @property
+    def place(self) -> str:
+        """Where the user finds it, for a message."""
+        return f"line {self.line}: {self.id}" if self.line else self.id
 
 
 @dataclass(frozen=True)

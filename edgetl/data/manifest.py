@@ -1,5 +1,6 @@
 """A table with one photo a row -> Examples: what each cell may hold, and what rows may say together."""
 
+import dataclasses
 import math
 import os
 import posixpath
@@ -31,6 +32,7 @@ class _Row:
     """One row as far as it can be understood without the others."""
 
     where: str
+    line: int
     id: str
     label: tuple[str, ...] | tuple[float, ...]
     """Names, or the value of each target."""
@@ -92,7 +94,16 @@ def load_manifest(
     _refuse_unknown_to_train(rows, roles.task, source)
     number = {name: index for index, name in enumerate(names)}
     items = [
-        Example(row.id, root / row.id, _label(row, roles.task, number), row.split, row.group, row.weight, row.values)
+        Example(
+            row.id,
+            root / row.id,
+            _label(row, roles.task, number),
+            row.split,
+            row.group,
+            row.weight,
+            row.values,
+            row.line,
+        )
         for row in sorted(rows, key=lambda row: row.id)
     ]
     rest = tuple(f"{columns[i]}_" if columns[i] in OWN else columns[i] for i in roles.rest)
@@ -117,6 +128,7 @@ def _rows(table: Table, columns: Sequence[str], roles: Roles, root: Path, split:
         where = table.where(line)
         yield _Row(
             where,
+            line,
             _id(cells[roles.photo], base, home, where),
             _labels([cells[at] for at in roles.label], [columns[at] for at in roles.label], roles.task, where),
             split if roles.split is None else _split(_plain(cells[roles.split]), where) or split,
@@ -233,10 +245,7 @@ def _split_by_folder(rows: list[_Row]) -> list[_Row]:
     splits = [SPLIT_NAMES.get(row.id.split("/", 1)[0].lower()) if "/" in row.id else None for row in rows]
     if None in splits or "train" not in splits:
         return rows
-    return [
-        _Row(row.where, row.id, row.label, split, row.group, row.weight, row.values)
-        for row, split in zip(rows, splits, strict=True)
-    ]
+    return [dataclasses.replace(row, split=split) for row, split in zip(rows, splits, strict=True)]
 
 
 def _names(

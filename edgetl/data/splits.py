@@ -216,6 +216,7 @@ def _divide(
 ) -> dict[SplitName, list[Example]]:
     """Cut the examples of one class; `shares` are the parts that come out of train, `given` those of the data set."""
     parts: dict[SplitName, list[Example]] = {name: [] for name in SPLITS}
+    where += _see(members)
     for item in members:
         parts[item.split or "train"].append(item)
     for name in SPLITS:
@@ -240,15 +241,16 @@ def _divide(
 
 def _refuse_straddling(examples: Examples) -> None:
     """Refuse groups that the data set's own splits cut."""
-    where: dict[str, set[str]] = {}
+    first: dict[str, dict[str, Example]] = {}
     for item in examples:
         if item.group:
-            where.setdefault(item.group, set()).add(item.split or "train")
-    cut = sorted(group for group, splits in where.items() if len(splits) > 1)
+            first.setdefault(item.group, {}).setdefault(item.split or "train", item)
+    cut = sorted(group for group, splits in first.items() if len(splits) > 1)
     if cut:
+        sides = ", ".join(f"{name}: {item.place}" for name, item in first[cut[0]].items())
         raise DatasetError(
-            f"{examples.source}: {len(cut)} group(s) lie in more than one split ({', '.join(cut[:5])}): what is "
-            "learned would be tested on the same group. Move each to one side, or --allow-leakage"
+            f"{examples.source}: {len(cut)} group(s) lie in more than one split ({', '.join(cut[:5])}; {sides}): what "
+            "is learned would be tested on the same group. Move each to one side, or --allow-leakage"
         )
 
 
@@ -259,20 +261,22 @@ def _divide_units(pool: Examples, shares: Mapping[SplitName, float], seed: int) 
     grouped = any(item.group for item in pool)
     least = f"need at least {len(asked)} ({' + '.join(asked)}). Add some"
     if len(units) < len(asked):
-        raise DatasetError(f"{pool.source}: {len(units)} {'group(s)' if grouped else 'example(s)'}, {least}")
+        what = f"{len(units)} {'group(s)' if grouped else 'example(s)'}{_see(pool.items)}"
+        raise DatasetError(f"{pool.source}: {what}, {least}")
     needed = required(pool)
     divided = dict(zip(asked, spread(units, list(asked.values()), needed, seed), strict=True))
     for kind in needed:
         lacking = [name for name, members in divided.items() if not any(kind in unit.kinds for unit in members)]
         if lacking and kind != EXAMPLE:
+            name = pool.output_names[kind]
             holders = sorted(unit.name for unit in units if kind in unit.kinds)
             groups = f" of {len(holders)} group(s) ({', '.join(holders[:5])})" if grouped else ""
             way_out = (
                 least if len(holders) < len(asked) else "and no division keeps all whole. Add some, divide a group,"
             )
             raise DatasetError(
-                f"{pool.source}: {pool.output_names[kind]} would be missing from {' and '.join(lacking)}: it has "
-                f"{pool.counts[pool.output_names[kind]]} example(s){groups}, {way_out} or remove it"
+                f"{pool.source}: {name}{_see(_of(pool, kind))} would be missing from {' and '.join(lacking)}: it has "
+                f"{pool.counts[name]} example(s){groups}, {way_out} or remove it"
             )
     if grouped:
         _judge_shares(pool, units, asked, divided)
@@ -289,8 +293,8 @@ def _judge_shares(
         if got[name] < share / 2:
             raise DatasetError(
                 f"{pool.source}: {name} would have {100 * got[name]:.1f} % of the examples, {100 * share:.0f} % asked: "
-                f"group {largest.name} alone has {100 * len(largest.items) / len(pool):.0f} %. Divide that group, "
-                "bring splits of your own, or ask for other fractions"
+                f"group {largest.name}{_see(largest.items)} alone has {100 * len(largest.items) / len(pool):.0f} %. "
+                "Divide that group, bring splits of your own, or ask for other fractions"
             )
     if any(abs(got[name] - share) > _MISSED for name, share in asked.items()):
         told = ", ".join(f"{name} {100 * got[name]:.1f} % (asked {100 * share:.0f})" for name, share in asked.items())
@@ -304,10 +308,21 @@ def _refuse_lacking(examples: Examples, parts: Mapping[SplitName, list[Example]]
         lacking = [] if examples.task == "regression" else [label for label, count in part.counts.items() if not count]
         if lacking or not items:
             what = ", ".join(lacking[:5]) or "any example"
+            see = _see(_of(examples, examples.output_names.index(lacking[0]))) if lacking else ""
             raise DatasetError(
-                f"{examples.source}: {name} is without {what}. Add examples to {name} or remove "
+                f"{examples.source}: {name} is without {what}{see}. Add examples to {name} or remove "
                 f"{'the name(s)' if lacking else 'it'}"
             )
+
+
+def _of(examples: Examples, kind: int) -> list[Example]:
+    """The examples of one class, or with one label."""
+    return [item for item in examples if kind == item.label or (isinstance(item.label, tuple) and kind in item.label)]
+
+
+def _see(items: Sequence[Example]) -> str:
+    """One of the examples that a message is about: in a table its line."""
+    return f" (see {items[0].place})" if items else ""
 
 
 def _strata(examples: Examples) -> dict[str, list[Example]]:
