@@ -6,6 +6,7 @@ permutation test of the largest gap over all slices of all columns (Westfall and
 together, say camera and site, it can't tell which one matters.
 """
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,7 +25,8 @@ LEAST_PHOTOS = 20
 """A figure of fewer has an interval of over 40 points. Values that are rarer go into one slice together."""
 QUARTILES = 4
 DISTINCT = 10
-"""Numbers are cut at their quartiles if there are more different ones than this."""
+"""Numbers are cut at their quartiles if there are more different ones than this. One that fills two of the quartiles is
+a slice by itself."""
 OTHERS = "(others)"
 EMPTY = "(none)"
 PERMUTATIONS = 1000
@@ -44,7 +46,8 @@ class Slice:
     """Mean merit (`merits`): top-1 of classes, F1 of the labels of a photo, R2 against the variance of all photos."""
     low: float
     high: float
-    """95 % interval of `figure`: Wilson's of a share, else a bootstrap."""
+    """95 % interval of `figure`: Wilson's of a share, else a bootstrap; of fewer than LEAST_PHOTOS by the variance of
+    all."""
     recalls: tuple[float | None, ...]
     """Recall of each class or label within the slice; None for one that has no photo there. Empty for numbers."""
 
@@ -162,9 +165,21 @@ def _slice(
     figure = float(own.mean())
     if spec.exclusive:
         low, high = wilson_interval(int(own.sum()), len(own))
+    elif len(own) < LEAST_PHOTOS:
+        error = _Z * _variance(own, merit) ** 0.5
+        low, high = max(figure - error, 0.0 if spec.task == "multi_label" else -math.inf), min(figure + error, 1.0)
     else:
         low, high = interval(resampled(own[:, None], lambda sums: sums[:, 0] / len(own)), figure)
     return Slice(value, len(own), figure, low, high, _recalls(labels[which], outputs[which], spec))
+
+
+def _variance(own: NDArray[np.float64], merit: NDArray[np.float64]) -> float:
+    """Of the mean merit of some photos.
+
+    Fewer than LEAST_PHOTOS can be alike by chance, a single one always is: they are held to vary at least as all do.
+    """
+    least = merit.var() if len(own) < LEAST_PHOTOS else 0.0
+    return float(max(own.var(), least) / len(own))
 
 
 def _recalls(labels: NDArray[Any], outputs: NDArray[np.float32], spec: OutputSpec) -> tuple[float | None, ...]:
@@ -194,7 +209,7 @@ def _disparities(columns: tuple[Cut, ...], merit: NDArray[np.float64]) -> tuple[
     for cut in columns:
         worst = first + int(strength[first : first + len(cut.values)].argmax())
         inside = member[:, worst]
-        error = float(sum(part.var() / len(part) for part in (merit[inside], merit[~inside])) ** 0.5)
+        error = sum(_variance(part, merit) for part in (merit[inside], merit[~inside])) ** 0.5
         gap = float(gaps[worst])
         p = (1 + int((chance >= strength[worst] - 1e-9).sum())) / (1 + len(chance))
         found.append(Disparity(cut.values[worst - first], gap, gap - _Z * error, gap + _Z * error, p))
@@ -232,13 +247,15 @@ def _ranges(values: list[str]) -> list[str]:
     known = numbers[np.isfinite(numbers)]
     if len(np.unique(known)) <= DISTINCT:
         return [value or EMPTY for value in values]
-    edges = np.unique(np.quantile(known, np.linspace(0, 1, QUARTILES + 1)))
+    edges, times = np.unique(np.quantile(known, np.linspace(0, 1, QUARTILES + 1)), return_counts=True)
     # Whole numbers in full, and as many digits as tell the edges apart: with 4, the days of a year are all alike.
     least = min(max(4, len(f"{np.abs(edges).max():.0f}")), 17)
     written = next(w for d in range(least, 18) if len(set(w := [f"{edge:.{d}g}" for edge in edges])) == len(edges))
-    names = [f"{low} to {high}" for low, high in pairwise(written)]
-    place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(names) - 1)
-    return [names[where] if np.isfinite(number) else EMPTY for where, number in zip(place, numbers, strict=True)]
+    ranges = [f"{low} to {high}" for low, high in pairwise(written)]
+    place = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(ranges) - 1)
+    names = np.where(np.isfinite(numbers), np.array(ranges)[place], EMPTY).tolist()
+    tied = {edge: name for edge, name, count in zip(edges.tolist(), written, times, strict=True) if count > 2}
+    return [tied.get(number, name) for number, name in zip(numbers.tolist(), names, strict=True)]
 
 
 def _pooled(values: list[str]) -> list[str]:

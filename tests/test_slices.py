@@ -47,6 +47,18 @@ def test_numbers_are_cut_at_their_quartiles() -> None:
     assert gaps.values[-1] == EMPTY and np.bincount(gaps.index).tolist() == [20] * 5
 
 
+def test_a_number_that_most_photos_have_is_a_slice() -> None:
+    """Quartiles alone would put all photos into one range, and the column would be left out."""
+    (lowest,) = cuts(photos(area=["0"] * 80 + [str(i) for i in range(1, 21)]))
+    assert (lowest.values, np.bincount(lowest.index).tolist()) == (("0", "0 to 20"), [80, 20])
+    (highest,) = cuts(photos(area=["100.0"] * 80 + [str(i) for i in range(20)]))
+    assert (highest.values, np.bincount(highest.index).tolist()) == (("0 to 100", "100"), [20, 80])
+    (middle,) = cuts(photos(area=[str(i) for i in range(20)] + ["50"] * 60 + [str(i) for i in range(81, 101)]))
+    assert (middle.values, np.bincount(middle.index).tolist()) == (("0 to 50", "50", "50 to 100"), [20, 60, 20])
+    (half,) = cuts(photos(area=["7"] * 20 + [str(i) for i in range(8, 38)] + [""] * 30))
+    assert half.values[0].startswith("7 to "), "in less than two quartiles it is one of many"
+
+
 def test_columns_that_divide_nothing_are_left_out() -> None:
     assert cuts(photos(same=["a"] * 50, each=[f"id{i}" for i in range(50)])) == ()
     assert cuts(photos()) == ()
@@ -102,6 +114,34 @@ def test_merit_of_several_labels_is_the_f1_of_the_photo() -> None:
     )
     assert [part.figure for part in many[0].slices] == [0.625, 0.625]
     assert many[0].slices[0].recalls == (1.0, 0.0, None)
+
+
+def test_a_gap_of_a_single_photo_is_not_sure() -> None:
+    """Its own variance is 0, which would make a gap of 80 points certain to 9."""
+    labels = np.zeros(81, np.int64)
+    right = np.array([n % 5 > 0 for n in range(80)] + [False])
+    (column,) = slice_figures(cuts(photos(site=["a"] * 40 + ["b"] * 40 + ["c"])), labels, naming(right, labels), TWO)
+    assert (column.worst.value, column.worst.gap) == (OTHERS, pytest.approx(0.8))
+    error = (right.var() + right[:80].var() / 80) ** 0.5
+    assert column.worst.high - column.worst.gap == pytest.approx(1.96 * error, rel=1e-4)
+
+
+@pytest.mark.parametrize("task", ["regression", "multi_label"])
+def test_a_figure_of_a_single_photo_is_not_sure(task: Task) -> None:
+    """All resamples of one photo are that photo."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random((81, 2)) < 0.5).astype(np.float32)
+    outputs = np.clip(labels + rng.normal(0, 0.4, (81, 2)), 0, 1).astype(np.float32)
+    spec = OutputSpec(task, ("x", "y"), thresholds=(0.5, 0.5) if task == "multi_label" else ())
+    (column,) = slice_figures(cuts(photos(site=["a"] * 40 + ["b"] * 40 + ["c"])), labels, outputs, spec)
+    merit, one = merits(labels, outputs, spec), column.slices[-1]
+    assert (one.value, one.samples, one.figure) == (OTHERS, 1, pytest.approx(merit[-1]))
+    low, high = one.figure - 1.96 * merit.std(), one.figure + 1.96 * merit.std()
+    assert (one.low, one.high) == (
+        pytest.approx(max(low, 0) if task == "multi_label" else low, abs=1e-3),
+        pytest.approx(min(high, 1), abs=1e-3),
+    )
+    assert one.high - one.low > 0.1
 
 
 # --- bias and noise -------------------------------------------------------------------------------------------------
