@@ -8,6 +8,7 @@ from edgetl import rundir
 from edgetl.config import to_json
 from edgetl.console import log
 from edgetl.data import Example, Examples, Splits, write_csv, written
+from edgetl.data.manifest import OWN
 from edgetl.errors import RunError
 from edgetl.features import Features
 from edgetl.inputs import InputSpec
@@ -61,6 +62,8 @@ def reopen(
         advice: what to do then.
         told: what the log says of a run that is taken.
 
+    Further columns do not change what a run is: where they say something else now, a warning tells which ones count.
+
     Raises:
         RunError: photos came or went since, or something that the run was made with is said of them otherwise.
     """
@@ -77,8 +80,23 @@ def reopen(
             f"{run.path}: {made} with another label, group, weight or split of {len(changed)} photo(s) ({changed[0]}). "
             f"{advice}"
         )
+    if edited := [item.id for item in examples if item.id in finished.rows and _edited(finished, examples, item)]:
+        log.warning(
+            "%s: further columns of %d photo(s) (%s) were edited since, slices are cut by those in %s. %s for new ones",
+            run.path,
+            len(edited),
+            edited[0],
+            run.path / rundir.SPLITS,
+            advice,
+        )
     log.info("%s: %s", run.path, told)
     return finished
+
+
+def _edited(run: RunDir, examples: Examples, item: Example) -> bool:
+    """Whether a table's further columns, which slices are cut by, are not those that they were."""
+    stored = {column: value for column, value in run.rows[item.id].items() if column not in OWN}
+    return stored != dict(zip(examples.columns, item.values, strict=True))
 
 
 def _differs(run: RunDir, examples: Examples, item: Example) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ from edgetl.backbones.build import build
 from edgetl.errors import BackboneError, ConfigError, DatasetError, EdgetlError, RunError, WeightsError
 from edgetl.inputs import ImageInput
 from edgetl.metrics import score
-from edgetl.rundir import CONFIG, METRICS, RunDir, open_run, read_json
+from edgetl.rundir import CONFIG, METRICS, SPLITS, RunDir, open_run, read_json
 from recipes import experiment
 from recipes.experiment import Experiment
 from recipes.feature_extraction import Config, Metrics, main
@@ -173,6 +174,30 @@ def test_a_finished_run_of_a_table_that_was_edited_is_not_taken(trained_run: Run
         edited = examples.with_items([dataclasses.replace(first, **change), *examples.items[1:]])  # type: ignore[arg-type]
         with pytest.raises(RunError, match=rf"another label, group, weight or split of 1 photo\(s\) \({first.id}\)"):
             results.reopen(trained_run, edited)
+
+
+def test_a_finished_run_says_which_slice_columns_count(
+    run_copy: RunDir, photo_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They change no result, so the run is taken; but figures would be taken apart by what nobody sees any more."""
+    header, *rows = (run_copy.path / SPLITS).read_text().splitlines()
+    run_copy.write(SPLITS, "\n".join([f"{header},camera", *(f"{row},north" for row in rows)]) + "\n")
+    made = run_copy.manifest
+    run_copy.finish(recipe=made.recipe, data=made.data, data_sha256=made.data_sha256, seed=made.seed)
+    plain = data.load(str(photo_folder))
+    items = tuple(dataclasses.replace(item, values=("north",)) for item in plain)
+    same = dataclasses.replace(plain, items=items, columns=("camera",))
+    first = dataclasses.replace(items[0], values=("south",))
+    with caplog.at_level(logging.WARNING, "edgetl"):
+        results.reopen(run_copy, same)
+        assert not caplog.messages
+        results.reopen(run_copy, same.with_items([first, *items[1:]]))
+        results.reopen(run_copy, plain)
+    stored = (
+        f"were edited since, slices are cut by those in {run_copy.path / SPLITS}. Choose another --out for new ones"
+    )
+    for count, message in zip((1, len(items)), caplog.messages, strict=True):
+        assert message == f"{run_copy.path}: further columns of {count} photo(s) ({first.id}) {stored}"
 
 
 def test_a_damaged_finished_run_is_not_called_finished(run_copy: RunDir, photo_folder: Path) -> None:
