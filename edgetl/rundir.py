@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -320,6 +321,7 @@ def writing(path: str | Path, recipe: str, config: Any) -> Iterator[RunDir]:
     stored = run.path / CONFIG
     if not stored.is_file() and run.path.is_dir() and not _bare(run.path):
         raise RunError(f"{run.path}: not empty and not a run directory. Choose another --out")
+    made = not run.path.exists()
     run.path.mkdir(parents=True, exist_ok=True)
     with _locked(run.path / ".lock", run.path):
         _sweep(run.path)
@@ -333,6 +335,8 @@ def writing(path: str | Path, recipe: str, config: Any) -> Iterator[RunDir]:
         except Exception:
             if fresh and _bare(run.path):
                 stored.unlink(missing_ok=True)  # settings that can't work must not stand in the way of better ones
+                if made:
+                    shutil.rmtree(run.path, ignore_errors=True)
             raise
 
 

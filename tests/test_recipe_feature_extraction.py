@@ -333,7 +333,7 @@ def test_a_class_too_small_for_three_parts_is_refused_before_anything_is_compute
 ) -> None:
     photos = make_photo_folder(tmp_path / "photos", {"cat": 12, "dog": 2})
     monkeypatch.setattr(experiment, "build_backbone", lambda *_: pytest.fail("too late"))
-    with pytest.raises(DatasetError, match=r"class dog has 2 example\(s\), need at least 3"):
+    with pytest.raises(DatasetError, match=r"class dog \(see dog/.*\) has 2 example\(s\), need at least 3"):
         main(config(photos, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -250,7 +250,7 @@ def test_settings_of_a_failed_run_stay_only_where_it_left_something(left: list[s
             (run.path / name).parent.mkdir(exist_ok=True)
             (run.path / name).write_text("x")
         raise DatasetError("no")
-    assert (settings.out / rundir.CONFIG).is_file() == bool(left)
+    assert (settings.out / rundir.CONFIG).is_file() == settings.out.exists() == bool(left)
     assert open_run(finish(settings).path).finished, "the same settings take it up again"
 
 
