@@ -372,5 +372,5 @@ def test_out_inside_the_data_or_in_use(photo_folder: Path, tmp_path: Path) -> No
 
 def test_two_examples_of_a_class_can_not_be_learned_validated_and_tested(tmp_path: Path) -> None:
     root = make_photo_folder(tmp_path / "photos", {"cat": 6, "dog": 2})
-    with pytest.raises(DatasetError, match=r"class dog has 1 example\(s\)"):
+    with pytest.raises(DatasetError, match=r"class dog \(see dog/.*\) has 1 example\(s\)"):
         main(config(root, tmp_path / "out", folds=2))
