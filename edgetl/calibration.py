@@ -89,12 +89,6 @@ def judge_temperature(
     )
 
 
-def scaled_thresholds(temperature: float, spec: OutputSpec) -> tuple[float, ...]:
-    """Where the thresholds of labels go when scores are scaled, so that the same labels are said as before."""
-    moved = _scores(_logits(np.array([spec.thresholds], np.float32), spec) / temperature, spec)
-    return tuple(float(each) for each in moved[0])
-
-
 def fold_temperature(model: "keras.Model", temperature: float) -> None:
     """Write a temperature into a model: the weights of its last layer are divided by it. No operation is added.
 

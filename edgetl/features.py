@@ -8,12 +8,12 @@ and two processes may fill one cache at the same time.
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Raw pixels [n, h, w, 3] -> features [n, d]. Called from several threads at once."""
+
+T = TypeVar("T")
 
 SHARD_ROWS = 256
 LAYOUT_VERSION = 1
@@ -182,22 +184,36 @@ class _Shard:
         return buffer.getvalue()
 
 
-def _read_shard(path: Path) -> _Shard | None:
+def read_shard(path: Path, parse: Callable[[Mapping[str, NDArray[Any]]], T], damaged: str) -> T | None:
+    """Read a stored .npz file, if it is there and whole.
+
+    Args:
+        path: the file.
+        parse: makes something of its arrays, by name; may raise anything on arrays that are not what was stored.
+        damaged: what the log says of one that can't be used; `%s` stands for the path.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
     try:
         with np.load(BytesIO(content), allow_pickle=False) as stored:
-            return _Shard(
-                stored["values"],
-                tuple(str(h) for h in stored["sha256"]),
-                stored["readable"],
-                tuple(Unreadable(**u) for u in json.loads(stored["unreadable"].tobytes())),
-            )
+            return parse(stored)
     except Exception:  # a flipped bit can ask zipfile for encryption, compression or anything else that it can't do
-        log.warning("features: %s is damaged and will be computed again", path)
+        log.warning(damaged, path)
         return None
+
+
+def _read_shard(path: Path) -> _Shard | None:
+    def parse(stored: Mapping[str, NDArray[Any]]) -> _Shard:
+        return _Shard(
+            stored["values"],
+            tuple(str(h) for h in stored["sha256"]),
+            stored["readable"],
+            tuple(Unreadable(**u) for u in json.loads(stored["unreadable"].tobytes())),
+        )
+
+    return read_shard(path, parse, "features: %s is damaged and will be computed again")
 
 
 def _compute_shard(

@@ -132,8 +132,8 @@ def open_artifact(path: Path, *, threads: int = 1, kernels: "Kernels" = "xnnpack
         return Model(path, threads=threads, kernels=kernels)
 
 
-def open_pool(path: Path, size: int, *, kernels: "Kernels" = "xnnpack") -> "Pool":
-    """Load a .tflite file once for each of `size` threads.
+def open_pool(model: bytes | Path, size: int, *, kernels: "Kernels" = "xnnpack") -> "Pool":
+    """Load a .tflite file, or its bytes, once for each of `size` threads.
 
     Raises:
         ArtifactError: the file is missing, damaged, or breaks the input contract.
@@ -141,4 +141,4 @@ def open_pool(path: Path, size: int, *, kernels: "Kernels" = "xnnpack") -> "Pool
     with device_errors():
         from export.device.interpreter import Pool
 
-        return Pool(path, size, kernels=kernels)
+        return Pool(model, size, kernels=kernels)

@@ -23,7 +23,7 @@ from edgetl.errors import ArtifactError, DatasetError
 from edgetl.features import Forward, forward_of
 from edgetl.robustness import CORRUPTIONS, corrupt
 from edgetl.rundir import RunDir
-from export.artifacts import device_errors
+from export.artifacts import device_errors, open_pool
 
 if TYPE_CHECKING:
     from export.device.interpreter import Pool
@@ -197,10 +197,7 @@ class EvaluationSet:
         return self._forward
 
     def _open(self, model: bytes | Path) -> "Pool":
-        from export.device.interpreter import Pool
-
-        with device_errors():
-            pool = Pool(model, self.workers)
+        pool = open_pool(model, self.workers)
         outputs, wanted = math.prod(pool.output.shape), len(self.run.output_names)
         if outputs != wanted:
             raise ArtifactError(f"{_name(model)}: gives {outputs} outputs, the run has {wanted}. Convert it again")

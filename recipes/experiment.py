@@ -170,12 +170,11 @@ def build_backbone(config: Experiment, row: Backbone, spec: InputSpec) -> "keras
 
 def converted(config: Experiment, model: "keras.Model", title: str) -> features.Forward:
     """Convert a model, raw pixels in and one tensor out, for a pass over photos, and load it once per core."""
-    from export.artifacts import device_errors
-    from export.device.interpreter import Pool
+    from export.artifacts import open_pool
     from export.saved_model import float_tflite
 
-    with progress(title), device_errors():
-        return Pool(float_tflite(model), config.workers or data.default_workers()).run
+    with progress(title):
+        return open_pool(float_tflite(model), config.workers or data.default_workers()).run
 
 
 def extract(

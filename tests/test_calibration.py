@@ -12,7 +12,6 @@ from edgetl.calibration import (
     fit_temperature,
     fold_temperature,
     judge_temperature,
-    scaled_thresholds,
 )
 from edgetl.config import from_json, to_json
 from edgetl.errors import ConfigError
@@ -96,7 +95,8 @@ def test_labels_said_stay_the_same_when_their_thresholds_move_along() -> None:
     labels, outputs = spoilt("multi_label", 3.0, n=500)
     spec = SPECS["multi_label"]
     temperature = fit_temperature(labels, outputs, spec)
-    moved = OutputSpec(spec.task, spec.names, thresholds=scaled_thresholds(temperature, spec))
+    along = apply_temperature(np.array([spec.thresholds], np.float32), temperature, spec)[0]
+    moved = OutputSpec(spec.task, spec.names, thresholds=tuple(along.tolist()))
     assert moved.thresholds != pytest.approx(spec.thresholds, abs=0.01)
     assert moved.thresholds[1] == pytest.approx(0.5)
     scaled = apply_temperature(outputs, temperature, spec)

@@ -6,20 +6,21 @@ They are stored in shards beside the features, and under the same names: a photo
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.console import Bar, log, progress
+from edgetl.console import Bar, progress
 from edgetl.data import Example, Examples, Pixels, Unreadable, default_workers, read_image
 from edgetl.data.images import FORMATS
 from edgetl.errors import UnreadableImageError
-from edgetl.features import SHARD_ROWS, photos_key
+from edgetl.features import SHARD_ROWS, photos_key, read_shard
 from edgetl.inputs import ImageInput
 from edgetl.rundir import write_atomic
 
@@ -109,21 +110,14 @@ def _to_bytes(seen: Looks) -> bytes:
 
 
 def _stored(path: Path, part: Examples) -> Looks | None:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
-            unreadable = [Unreadable(**each) for each in json.loads(stored["unreadable"].tobytes())]
-            rows = stored["rows"]
-        seen = _looks(part, rows, unreadable)
+    def parse(stored: Mapping[str, NDArray[Any]]) -> Looks:
+        rows = stored["rows"]
+        seen = _looks(part, rows, [Unreadable(**each) for each in json.loads(stored["unreadable"].tobytes())])
         if rows.dtype != LOOK or rows.shape != (len(seen.examples),):
             raise ValueError("other rows than those of the photos")
         return seen
-    except Exception:  # a flipped bit can ask zipfile for encryption, compression or anything else that it can't do
-        log.warning("looks: %s is damaged and its photos will be looked at again", path)
-        return None
+
+    return read_shard(path, parse, "looks: %s is damaged and its photos will be looked at again")
 
 
 def _looks(examples: Examples, rows: NDArray[np.void], unreadable: Iterable[Unreadable]) -> Looks:
