@@ -55,7 +55,7 @@ lock:  ## after a change of dependencies in pyproject.toml
 		--extra dev pyproject.toml --output-file requirements.lock
 	cp requirements.lock requirements-clients.lock
 	echo 'absl-py>=2.3' | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
-		--python-version 3.11 --extra dev --extra tfds --extra mcu --extra ethos-u --override /dev/stdin pyproject.toml \
+		--python-version 3.11 --extra dev --extra s3 --extra gcs --extra tfds --extra mcu --extra ethos-u --override /dev/stdin pyproject.toml \
 		requirements-clients.in --output-file requirements-clients.lock
 	$(BIN)/uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.9 \
 		requirements-old.in --output-file requirements-old.lock
