@@ -30,7 +30,7 @@ FEW = 15
 """Up to so many epochs, each gets a marker."""
 WORST = 8
 """Operators of a quantized network that are named."""
-_drawing = threading.Lock()
+drawing = threading.Lock()
 """Held while drawing: matplotlib's parser of mathematical text, which labels logarithmic axes, is not thread-safe."""
 
 
@@ -50,9 +50,9 @@ def training_curves(epochs: Sequence[Epoch], title: str, task: Task = "classific
     """
     if not epochs:
         raise ValueError("Expected at least one epoch. Received: none")
-    with _drawing:
+    with drawing:
         key = _phase_key(epochs)
-        figure = _figure(11, 6.2 + 0.14 * key.count("\n"))
+        figure = figure_of(11, 6.2 + 0.14 * key.count("\n"))
         grid = figure.add_gridspec(2, 2, height_ratios=(4, 1))
         loss, primary = (figure.add_subplot(grid[0, column]) for column in (0, 1))
         rate = figure.add_subplot(grid[1, :])
@@ -63,7 +63,7 @@ def training_curves(epochs: Sequence[Epoch], title: str, task: Task = "classific
         _rates(rate, epochs)
         for axes in (loss, primary, rate):
             _phases(axes, epochs, named=axes is not rate)
-        return _png(figure)
+        return png(figure)
 
 
 def learning_rate_curve(
@@ -81,8 +81,8 @@ def learning_rate_curve(
     """
     raw, smoothed = np.asarray(losses, np.float64), suggestion.smoothed
     tried = rates[: len(raw)]
-    with _drawing:
-        figure = _figure(7.5, 4.6)
+    with drawing:
+        figure = figure_of(7.5, 4.6)
         axes = figure.add_subplot()
         axes.set_xscale("log")
         axes.plot(tried, raw, color=GREY, linewidth=0.8, alpha=0.55, label="each step")
@@ -102,7 +102,7 @@ def learning_rate_curve(
         axes.set_title("\n".join(textwrap.wrap(suggestion.reason, 85)), fontsize=10)
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8, framealpha=0.9)
-        return _png(figure)
+        return png(figure)
 
 
 def quantization_errors(
@@ -128,8 +128,8 @@ def quantization_errors(
     """
     x = np.arange(len(own))
     worst = [int(i) for i in np.argsort(effects)[::-1][:WORST] if effects[i] > 0]
-    with _drawing:
-        figure = _figure(11, 6.6)
+    with drawing:
+        figure = figure_of(11, 6.6)
         grid = figure.add_gridspec(2, 1, height_ratios=(2, 1))
         noise = figure.add_subplot(grid[0])
         effect = figure.add_subplot(grid[1], sharex=noise)
@@ -162,7 +162,7 @@ def quantization_errors(
         noise.legend(
             fontsize=8, ncols=3, frameon=False, loc="lower right", bbox_to_anchor=(1, 0.98)
         )  # no line lies there
-        return _png(figure)
+        return png(figure)
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,8 @@ def tradeoffs(points: Sequence[Tradeoff], marked: str, title: str) -> bytes:
         if point.scores.primary > best:
             front.append(point)
             best = point.scores.primary
-    with _drawing:
-        figure = _figure(7.5, 5)
+    with drawing:
+        figure = figure_of(7.5, 5)
         axes = figure.add_subplot()
         line = [(point.latency_ms, 100 * point.scores.primary) for point in front]
         axes.plot(*zip(*line, strict=True), color=GREY, linewidth=1.2, linestyle="--", zorder=1)
@@ -216,10 +216,10 @@ def tradeoffs(points: Sequence[Tradeoff], marked: str, title: str) -> bytes:
         axes.set_ylabel(f"{PRIMARY[points[0].scores.task]}, % (bars: 95 % interval)")
         axes.set_title("\n".join(textwrap.wrap(title, 85)), fontsize=10, parse_math=False)
         axes.grid(alpha=0.25)
-        return _png(figure)
+        return png(figure)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def figure_of(width: float, height: float) -> "Figure":
     """An empty figure that belongs to nobody else: pyplot would keep it, in one list for all threads."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its font cache on standard error
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -230,7 +230,8 @@ def _figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def _png(figure: "Figure") -> bytes:
+def png(figure: "Figure") -> bytes:
+    """The same numbers give the same bytes."""
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # a box in the title is all it costs

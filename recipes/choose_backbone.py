@@ -23,7 +23,7 @@ from edgetl.backbones import registry
 from edgetl.backbones.backbone import Backbone
 from edgetl.config import checked, command, to_json
 from edgetl.console import log, progress, quiet_tensorflow, table_lines
-from edgetl.errors import ArtifactError, ConfigError, DatasetError, WeightsError
+from edgetl.errors import ConfigError, DatasetError, WeightsError
 from edgetl.inputs import InputSpec
 from edgetl.metrics import said_labels, score
 from edgetl.outputs import OutputSpec
@@ -296,19 +296,10 @@ def integer_form(
 ) -> tuple[bytes, str]:
     """The backbone with a linear probe of the sample as int8 .tflite; empty, and why, where it has no such form."""
     from edgetl import heads
-    from export import schemes
-    from export.artifacts import device_errors
-    from export.quantize import Quantizer
+    from export.forms import int8_form
 
     head, _ = experiment.fit_linear_head(table, experiment.divide(config, table.examples))
-    with progress("convert to int8"), device_errors():
-        try:
-            # Size and time are those of any weights: none are rounded with care here.
-            quantizer = Quantizer(heads.attach(backbone, heads.finish(head)), photos, rounding=False)
-            return quantizer.quantize(schemes.get("int8")).tflite, ""
-        except ArtifactError as error:
-            log.warning("%s", error)
-            return b"", str(error)
+    return int8_form(heads.attach(backbone, heads.finish(head)), photos, rounding=False)
 
 
 def timed(config: Config, run: RunDir, candidates: Sequence[Candidate]) -> tuple[list[Candidate], str]:

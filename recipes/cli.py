@@ -9,6 +9,7 @@ from edgetl.config import command
 COMMANDS = {
     "backbones": ("edgetl.backbones.__main__", "list the pretrained networks"),
     "audit": ("recipes.audit", "what is wrong with the photos and labels, before training"),
+    "search": ("recipes.search", "find better settings of a recipe, for the device as well"),
     "choose-backbone": ("recipes.choose_backbone", "rank pretrained networks on a sample of your photos"),
     "feature-extraction": ("recipes.feature_extraction", "train a new head on a frozen backbone"),
     "fine-tune": ("recipes.fine_tune", "train the last blocks of a backbone as well"),

@@ -64,6 +64,8 @@ class Experiment:
     """Where features are stored for the next run. Default: $EDGETL_CACHE or ~/.cache/edgetl."""
     workers: int = field(default=0, metadata={"affects_result": False})
     """Threads that decode and run the backbone; 0 means one per core."""
+    ray: str = field(default="", metadata={"affects_result": False})
+    """Address of a Ray cluster that shares the work: host:port, or auto on one of its nodes. Empty: this machine."""
     exclude: Path | None = None
     """CSV of photos to leave out: the exclude.csv of `edgetl audit`, as you edited it."""
     allow_leakage: bool = False

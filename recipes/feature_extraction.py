@@ -5,6 +5,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -110,8 +111,19 @@ def check(config: Config) -> None:
     experiment.check_share("dropout", config.dropout)
 
 
-def fit_head(config: Config, table: features.Features, splits: data.Splits) -> tuple["keras.Sequential", str]:
+def fit_head(
+    config: Config,
+    table: features.Features,
+    splits: data.Splits,
+    on_epoch: "Callable[[keras.Model], None] | None" = None,
+) -> tuple["keras.Sequential", str]:
     """Fit the head on the training split and choose it on the validation split.
+
+    Args:
+        config: the settings.
+        table: features of all photos.
+        splits: of the same photos.
+        on_epoch: mlp: called after each epoch with the head for raw features.
 
     Returns:
         The head, for raw features, in the form in which it is trained; and what was chosen, in words.

@@ -8,7 +8,7 @@ gradients of a random head (LP-FT, Kumar et al. 2022). Then blocks are thawed fr
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -326,8 +326,13 @@ def show_plan(
     )
 
 
-def training_of(config: Config, run: RunDir, ready: Prepared) -> "FineTuning":
-    """Set the training up, or take it up where the checkpoint of the run left it."""
+def training_of(
+    config: Config, run: RunDir, ready: Prepared, on_epoch: "Callable[[Sequence[Epoch]], None] | None" = None
+) -> "FineTuning":
+    """Set the training up, or take it up where the checkpoint of the run left it.
+
+    `on_epoch` is called with the history after each epoch; by default the curves in the run are brought up to date.
+    """
     from edgetl.fine_tuning import FineTuning
 
     return FineTuning(
@@ -338,7 +343,7 @@ def training_of(config: Config, run: RunDir, ready: Prepared) -> "FineTuning":
         ready.validation,
         settings(config, ready.train.outputs.task, streamed=ready.learner is ready.model),
         checkpoint=run.path / CHECKPOINT,
-        on_epoch=lambda history: show_history(config, run, ready, history),
+        on_epoch=on_epoch or (lambda history: show_history(config, run, ready, history)),
     )
 
 

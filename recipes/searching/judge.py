@@ -1,0 +1,177 @@
+"""What came of a search: the best trial, what the knobs matter, and whether it is more than luck."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgetl.config import to_json
+from edgetl.console import progress
+from edgetl.errors import ConfigError
+from edgetl.outputs import Task
+from edgetl.parallel import workers
+from edgetl.rundir import RunDir, read_json
+from edgetl.search.outcome import Objective, Outcome
+from edgetl.search.study import Study
+from recipes.searching import trials
+from recipes.searching.trials import RecipeName, Shared
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """The best settings and the recipe's defaults on divisions of the photos that the search has not seen."""
+
+    seeds: tuple[int, ...]
+    best: tuple[float, ...]
+    """Validation figure for each seed, fractions."""
+    defaults: tuple[float, ...]
+    gain: float
+    """Mean of the differences; positive: the best settings are better."""
+    low: float
+    high: float
+    """95 % interval of the gain, by Student's t of the differences."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What `search.json` holds."""
+
+    recipe: RecipeName
+    data: str
+    data_sha256: str
+    task: Task
+    objectives: tuple[Objective, ...]
+    outcomes: tuple[Outcome, ...]
+    """Of all trials, by number."""
+    best: tuple[int, ...]
+    """Number of the best trial; of several objectives, of all that no other beats."""
+    commands: dict[int, str]
+    """What makes the model of each of these, by number."""
+    defaults: int | None
+    """Trial of the recipe's defaults; None where the space does not hold them."""
+    importance: dict[str, float]
+    """Share of the first objective's variance that each knob explains, from the largest down."""
+    repeats: Repeats | None
+    notes: tuple[str, ...]
+    device: str
+    """What latencies were measured on; empty where none were."""
+    run: str
+    """Run directory of the best trial's model; empty where there are several best."""
+    path: str
+    """Where this is written."""
+    schema_version: int = 1
+
+
+@dataclass(frozen=True)
+class _Repeat:
+    """One training on another division, as it is stored."""
+
+    data_sha256: str
+    figure: float
+    schema_version: int = 1
+
+
+def repeated(
+    run: RunDir, shared: Shared, best: Outcome, seeds: Sequence[int], *, ray: str = "", processes: int = 0
+) -> Repeats:
+    """Train the best settings and the defaults on other divisions of the photos, test photos left out.
+
+    The best of fifty trials on some hundred photos is partly the luckiest; these photos have not chosen it.
+
+    Args:
+        run: the search's directory; figures are kept in it.
+        shared: of the search.
+        best: its best trial.
+        seeds: of the divisions, at least 2.
+        ray: address of a cluster; empty: this machine.
+        processes: of this machine; 0: one per core.
+    """
+    folder = run.path / "repeats"
+    folder.mkdir(exist_ok=True)
+    # Keys are names of files: the defaults of a search never change, its best trial may once there are more.
+    sides: dict[str, Any] = {f"trial{best.number:04d}": best.params, "defaults": {}}
+    wanted = [(name, seed) for seed in seeds for name in sides]
+    found: dict[tuple[str, int], float] = {}
+    for name, seed in wanted:
+        path = folder / f"{name}-{seed}.json"
+        if path.is_file() and (kept := read_json(_Repeat, path)).data_sha256 == shared.data_sha256:
+            found[name, seed] = kept.figure
+    left = [each for each in wanted if each not in found]
+    if left:
+        tasks = [(name, sides[name], seed) for name, seed in left]
+        with (
+            progress("repeats", len(wanted), len(found)) as bar,
+            workers(shared, ray=ray, processes=processes) as pool,
+        ):
+            for place, figure in pool.map(trials.run_repeat, tasks):
+                name, seed = left[place]
+                run.write(f"repeats/{name}-{seed}.json", to_json(_Repeat(shared.data_sha256, figure)))
+                found[name, seed] = figure
+                bar.advance()
+    ours, theirs = (tuple(found[name, seed] for seed in seeds) for name in sides)
+    return Repeats(tuple(seeds), ours, theirs, *paired_interval(ours, theirs))
+
+
+def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
+    """Mean of the differences of pairs and its 95 % interval, by Student's t."""
+    from scipy import stats
+
+    differences = np.subtract(first, second)
+    mean = float(differences.mean())
+    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    half = float(stats.t.ppf(0.975, len(differences) - 1)) * error
+    return mean, mean - half, mean + half
+
+
+def in_words(repeats: Repeats, primary: str) -> str:
+    """What the repeats say, in one line."""
+    told = (
+        f"on {len(repeats.seeds)} other divisions the best settings are {100 * repeats.gain:+.2f} points of {primary} "
+        f"from the defaults (95 % interval {100 * repeats.low:+.2f} to {100 * repeats.high:+.2f})"
+    )
+    if repeats.low > 0:
+        return f"{told}: better than luck explains"
+    return f"{told}: {'worse' if repeats.high < 0 else 'within the noise'}; the defaults do as well"
+
+
+def refuse_none(study: Study, limits: dict[str, float]) -> None:
+    """Make sure that a trial came through.
+
+    Args:
+        study: with all its trials.
+        limits: largest value of figures, by name.
+
+    Raises:
+        ConfigError: none keeps the limits, and which comes nearest; or none could be trained.
+    """
+    if study.best():
+        return
+    beyond = [each for each in study.outcomes if each.state == "infeasible" and each.figures]
+    if beyond:
+        nearest = min(beyond, key=lambda each: max(each.excess.values()))
+        name = max(nearest.excess, key=lambda each: nearest.excess[each])
+        params = " ".join(f"{key}={value}" for key, value in nearest.params.items())
+        raise ConfigError(
+            f"--max-{name.replace('_', '-')} {limits[name]:g}: none of {len(study.outcomes)} trials keeps it. The "
+            f"nearest is trial {nearest.number} with {nearest.figures[name]:.4g} ({params}). Raise the limit, or offer smaller "
+            "--space backbone and image_size"
+        )
+    failed = next((each.remark for each in study.outcomes if each.remark), "")
+    raise ConfigError(f"none of {len(study.outcomes)} trials could be completed: {failed}")
+
+
+def table_csv(outcomes: Sequence[Outcome]) -> str:
+    """All trials as a table for spreadsheets."""
+    knobs = list(outcomes[0].params)
+    figures = list(dict.fromkeys(name for each in outcomes for name in each.figures))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", "state", *knobs, *figures, "epochs", "seconds", "remark"])
+    for each in outcomes:
+        values = [each.params[name] for name in knobs] + [each.figures.get(name, "") for name in figures]
+        writer.writerow([each.number, each.state, *values, len(each.curve), f"{each.seconds:.2f}", each.remark])
+    return text.getvalue()
