@@ -157,8 +157,8 @@ def refuse_none(study: Study, limits: dict[str, float]) -> None:
         params = " ".join(f"{key}={value}" for key, value in nearest.params.items())
         raise ConfigError(
             f"--max-{name.replace('_', '-')} {limits[name]:g}: none of {len(study.outcomes)} trials keeps it. The "
-            f"nearest is trial {nearest.number} with {nearest.figures[name]:.4g} ({params}). Raise the limit, or offer smaller "
-            "--space backbone and image_size"
+            f"nearest is trial {nearest.number} with {nearest.figures[name]:.4g} ({params}). Raise the limit, or offer "
+            "smaller networks: --space backbone=choice(...) image_size=choice(...)"
         )
     failed = next((each.remark for each in study.outcomes if each.remark), "")
     raise ConfigError(f"none of {len(study.outcomes)} trials could be completed: {failed}")

@@ -1,0 +1,123 @@
+"""Tasks in processes of this machine and of a real Ray cluster: the same results, and no death loses anything."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgetl.errors import ConfigError, DatasetError
+from edgetl.parallel import RETRIES, connect, workers
+from tests import clusters
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Two nodes of one core each."""
+    with clusters.ray_cluster(2) as address:
+        yield address
+
+
+@pytest.fixture(params=["local", "ray"])
+def place(request: pytest.FixtureRequest) -> dict[str, object]:
+    """Where tasks run."""
+    if request.param == "local":
+        return {"processes": 2}
+    return {"ray": request.getfixturevalue("cluster")}
+
+
+def test_every_task_is_done_once(place: dict[str, object]) -> None:
+    with workers(100, **place) as pool:
+        assert sorted(pool.map(clusters.added, [(number,) for number in range(7)])) == [(n, 100 + n) for n in range(7)]
+        assert not pool.running
+
+
+def test_tasks_run_in_two_other_processes(place: dict[str, object]) -> None:
+    with workers(None, **place) as pool:
+        found = {process for _, process in pool.map(clusters.process, [()] * 8)}
+    assert len(found) == 2
+    assert os.getpid() not in found
+
+
+def test_a_task_has_the_threads_that_it_was_given(place: dict[str, object]) -> None:
+    with workers(None, **place) as pool:
+        (found,) = [limits for _, limits in pool.map(clusters.limits, [()])]
+    assert found == {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1"}
+    assert "TF_NUM_INTRAOP_THREADS" not in os.environ  # of this process
+
+
+def test_what_a_task_raises_is_raised_here(place: dict[str, object]) -> None:
+    with workers(None, **place) as pool, pytest.raises(DatasetError, match="^no such photo$"):
+        list(pool.map(clusters.refused, [()]))
+
+
+def test_a_process_that_dies_costs_its_task_a_retry(place: dict[str, object], tmp_path: Path) -> None:
+    with workers(tmp_path, **place) as pool:
+        done = sorted(pool.map(clusters.killed_once, [(name,) for name in "abcd"]))
+    assert done == list(enumerate("abcd"))
+    assert {path.name for path in tmp_path.iterdir()} == set("abcd")
+
+
+def test_a_task_that_always_kills_its_process_is_given_up(place: dict[str, object]) -> None:
+    with workers(None, **place) as pool, pytest.raises(ConfigError, match=f"{RETRIES + 1} times"):
+        list(pool.map(clusters.killed, [()]))
+
+
+def test_an_error_ends_the_other_tasks_as_ctrl_c_would(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError), workers(tmp_path, processes=2) as pool:
+        pool.submit(0, clusters.stubborn)
+        while not (tmp_path / "began").exists():
+            time.sleep(0.05)
+        pool.submit(1, clusters.refused)
+        pool.finished()
+    assert (tmp_path / "saved").exists()
+
+
+def test_processes_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from edgetl.parallel import workers; from tests import clusters\n"
+        "if __name__ == '__main__':\n"
+        "    with workers(Path(sys.argv[1]), processes=1) as pool:\n"
+        "        pool.submit(0, clusters.stubborn); print(pool.running, flush=True); pool.finished()\n"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    root = Path(__file__).parent.parent
+    parent = subprocess.Popen([sys.executable, script, tmp_path], env=os.environ | {"PYTHONPATH": str(root)})
+    while not (tmp_path / "began").exists() or not (child := (tmp_path / "began").read_text()):
+        time.sleep(0.05)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while _runs(int(child)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _runs(int(child))
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("address", ["nonsense", "host:", "localhost", ":6379", "host:port"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"not an address. Give host:port"):
+        connect(address)
+
+
+def test_a_cluster_that_is_not_there_is_told_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    before = time.monotonic()
+    with pytest.raises(ConfigError, match=rf"--ray 127.0.0.1:{port}: not reachable .*ray start --head"):
+        connect(f"127.0.0.1:{port}")
+    assert time.monotonic() - before < 15  # Ray's own patience is minutes
