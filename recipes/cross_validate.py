@@ -9,6 +9,7 @@ what there is to choose; then the fold is its test split. `--refit` makes a mode
 import dataclasses
 import hashlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from io import BytesIO
 from pathlib import Path
@@ -21,11 +22,12 @@ from tyro.conf import Fixed, Suppress
 from edgetl import cross_validation, data, features, results, rundir
 from edgetl.audit import gate
 from edgetl.config import checked, command, to_json
-from edgetl.console import log, table_lines
+from edgetl.console import log, quiet_tensorflow, table_lines
 from edgetl.cross_validation import Fold, FoldModel, FoldOutputs, Spread
 from edgetl.errors import ConfigError, RunError
 from edgetl.metrics import score
 from edgetl.outputs import OutputSpec
+from edgetl.parallel import workers
 from edgetl.rundir import RunDir
 from edgetl.scores import PRIMARY, Scores, summary
 from recipes import experiment, feature_extraction, fine_tune
@@ -54,6 +56,9 @@ class Config(fine_tune.Config):
     """How the model of a fold is made: a linear head on stored features (seconds), or all of fine-tuning."""
     folds: int = 5
     """How many, each tested once."""
+    processes: int = field(default=1, metadata={"affects_result": False})
+    """Folds at a time, each in a process of its own with one thread; 1: one after another, with all cores; 0: one per
+    core. With --ray the cluster decides."""
     refit: bool = field(default=False, metadata={"affects_result": False})
     """Make a model of all photos at the end, the same way, with none held out: OUT/refit, for `export.convert`."""
     test_fraction: Annotated[float, Fixed, Suppress] = 0.0
@@ -100,7 +105,7 @@ def main(config: Config) -> CrossValidation:
         table = experiment.extract(config, row, spec, examples, backbone)
         if table.unreadable:
             folds = divided(config, whole(table.examples), config.folds)
-        parts = [tested(config, run, table, fold, number) for number, fold in enumerate(folds, 1)]
+        parts = tested(config, run, table, folds)
         result = judged(config, run, table, parts)
         if config.refit:
             result = dataclasses.replace(result, refit=str(refitted(config, whole(table.examples)).path))
@@ -125,6 +130,8 @@ def check(config: Config) -> None:
             if each.name not in own and getattr(config, each.name) != each.default:
                 option = each.name.replace("_", "-")
                 raise ConfigError(f"--{option}: works with --recipe fine_tune. Add that or leave --{option} out")
+    if config.processes < 0:
+        raise ConfigError(f"--processes {config.processes}: must not be negative; 0 takes one per core")
     if config.resume and not (config.out.expanduser() / rundir.CONFIG).is_file():
         raise RunError(f"--resume: {config.out} holds no folds to go on with. Leave it out to start")
 
@@ -170,23 +177,61 @@ def divided(config: Experiment, examples: data.Examples, folds: int) -> list[dat
     ]
 
 
-def tested(config: Config, run: RunDir, table: features.Features, splits: data.Splits, number: int) -> FoldOutputs:
-    """Make the model of a fold and ask it about the photos that it has not seen, or read what it said."""
+def tested(config: Config, run: RunDir, table: features.Features, folds: list[data.Splits]) -> list[FoldOutputs]:
+    """Make the model of each fold and ask it about the photos that it has not seen, or read what it said."""
+    found = {number: said for number, splits in enumerate(folds, 1) if (said := kept(run, table, splits, number))}
+    left = [number for number in range(1, len(folds) + 1) if number not in found]
+    if found:
+        log.info("%d of %d folds: kept", len(found), len(folds))
+    for number, made in made_of(config, run, table, folds, left):
+        run.write(f"fold{number}.npz", made.to_bytes())
+        scores = score(folds[number - 1].test.labels, made.outputs, made.model.spec)
+        log.info("fold %d of %d: %s", number, config.folds, summary(scores))
+        found[number] = made
+    return [found[number] for number in sorted(found)]
+
+
+def kept(run: RunDir, table: features.Features, splits: data.Splits, number: int) -> FoldOutputs | None:
+    """Read what an earlier process made of a fold, if it was of the same photos."""
     path = run.path / f"fold{number}.npz"
-    if path.is_file():
-        try:
-            kept = FoldOutputs.from_bytes(path.read_bytes())
-        except ValueError:
-            log.warning("%s is damaged and will be made again", path)
-        else:
-            if kept.splits_sha256 == splits_key(splits, table):
-                log.info("fold %d of %d: kept", number, config.folds)
-                return kept
-    made = probed(table, splits) if config.recipe == "feature_extraction" else tuned(config, run, table, splits, number)
-    run.write(path.name, made.to_bytes())
-    found = score(splits.test.labels, made.outputs, made.model.spec)
-    log.info("fold %d of %d: %s", number, config.folds, summary(found))
-    return made
+    if not path.is_file():
+        return None
+    try:
+        found = FoldOutputs.from_bytes(path.read_bytes())
+    except ValueError:
+        log.warning("%s is damaged and will be made again", path)
+        return None
+    return found if found.splits_sha256 == splits_key(splits, table) else None
+
+
+@dataclass(frozen=True)
+class Folding:
+    """What all folds have in common."""
+
+    config: Config
+    run: RunDir
+    table: features.Features
+
+
+def made_of(
+    config: Config, run: RunDir, table: features.Features, folds: list[data.Splits], numbers: list[int]
+) -> Iterator[tuple[int, FoldOutputs]]:
+    """Make folds one after another, or several at a time in processes of their own, and yield each when it is done."""
+    shared = Folding(config, run, table)
+    if not config.ray and config.processes == 1:
+        yield from ((number, fold_made(shared, folds[number - 1], number)) for number in numbers)
+        return
+    alone = dataclasses.replace(shared, config=dataclasses.replace(config, workers=1))
+    with workers(alone, ray=config.ray, processes=config.processes) as pool:
+        for place, made in pool.map(fold_made, [(folds[number - 1], number) for number in numbers]):
+            yield numbers[place], made
+
+
+def fold_made(shared: Folding, splits: data.Splits, number: int) -> FoldOutputs:
+    """Make the model of one fold and ask it about its test photos."""
+    if shared.config.recipe == "feature_extraction":
+        return probed(shared.table, splits)
+    return tuned(shared.config, shared.run, shared.table, splits, number)
 
 
 def splits_key(splits: data.Splits, table: features.Features) -> str:
@@ -207,6 +252,7 @@ def probed(table: features.Features, splits: data.Splits) -> FoldOutputs:
 
 def tuned(config: Config, run: RunDir, table: features.Features, splits: data.Splits, number: int) -> FoldOutputs:
     """Fine-tune on the other folds, in a run directory of its own, which resumes like any other."""
+    quiet_tensorflow()
     import keras
 
     from edgetl.backbones.weights import weights_sha256

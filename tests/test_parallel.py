@@ -52,7 +52,7 @@ def test_a_task_has_the_threads_that_it_was_given(place: dict[str, object]) -> N
 
 
 def test_what_a_task_raises_is_raised_here(place: dict[str, object]) -> None:
-    with workers(None, **place) as pool, pytest.raises(DatasetError, match="^no such photo$"):
+    with workers(None, **place) as pool, pytest.raises(DatasetError, match=r"^no such photo$"):
         list(pool.map(clusters.refused, [()]))
 
 

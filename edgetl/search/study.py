@@ -198,15 +198,15 @@ class Study:
         """
         import optuna
 
-        study = self.plan.study(0)
-        study.add_trials([_frozen(self.plan, each) for each in self.outcomes if each.state == "complete"])
-        target: Callable[[FrozenTrial], float] = lambda trial: trial.values[0]  # noqa: E731
-        try:
-            found = optuna.importance.get_param_importances(
-                study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0), target=target
-            )
-        except (ValueError, RuntimeError):
+        complete = [each for each in self.outcomes if each.state == "complete"]
+        if len(complete) < _STARTUP or len({each.figures[self.plan.objectives[0]] for each in complete}) == 1:
             return {}
+        study = self.plan.study(0)
+        study.add_trials([_frozen(self.plan, each) for each in complete])
+        target: Callable[[FrozenTrial], float] = lambda trial: trial.values[0]  # noqa: E731
+        found = optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0), target=target
+        )
         return {name: float(share) for name, share in found.items()}
 
 
