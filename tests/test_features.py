@@ -20,6 +20,7 @@ from edgetl import data, features
 from edgetl.errors import DatasetError
 from edgetl.features import Features, Forward, Scaling, extract
 from edgetl.inputs import ImageInput
+from edgetl.shards import Shard
 
 SPEC = ImageInput(8, 10)
 KEY = {"backbone": "toy", "weights": "none"}
@@ -58,7 +59,7 @@ def shards(photos: Path) -> list[Path]:
 
 def same(a: Features, b: Features) -> bool:
     return (
-        np.array_equal(a.values, b.values)
+        np.array_equal(a.rows.array(), b.rows.array())
         and (a.sha256, a.unreadable, a.data_sha256) == (b.sha256, b.unreadable, b.data_sha256)
         and a.examples.items == b.examples.items
     )
@@ -68,11 +69,11 @@ def test_features_are_those_of_a_direct_forward_pass(photos: Path) -> None:
     examples = data.load(photos)
     found = run(photos)
     expected = np.concatenate([forward(data.read_image(e.path, SPEC)[None]) for e in examples])
-    np.testing.assert_array_equal(found.values, expected)  # the same function on the same pixels
+    np.testing.assert_array_equal(found.rows.array(), expected)  # the same function on the same pixels
     assert found.examples.items == examples.items
     assert found.sha256 == tuple(data.load_pixels(e, SPEC)[1] for e in examples)
     part = examples.select([7, 2])
-    np.testing.assert_array_equal(found.of(part), expected[[7, 2]])
+    np.testing.assert_array_equal(found.of(part).array(), expected[[7, 2]])
 
 
 def test_a_second_pass_computes_nothing(photos: Path) -> None:
@@ -119,14 +120,14 @@ def test_any_flipped_byte_of_a_shard_is_found_or_harmless(photos: Path, caplog: 
     expected = run(photos)
     shard = shards(photos)[1]
     whole = shard.read_bytes()
-    good = features._read_shard(shard)
+    good = Shard.read(shard)
     assert good is not None
     recomputed = 0
     for position in range(0, len(whole), 3):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << (position % 8)
         shard.write_bytes(damaged)
-        found = features._read_shard(shard)
+        found = Shard.read(shard)
         recomputed += found is None
         # A flipped date in a zip header, say, changes nothing.
         assert found is None or (np.array_equal(found.values, good.values) and found.sha256 == good.sha256), position
@@ -159,7 +160,7 @@ def test_a_changed_photo_is_computed_anew(photos: Path) -> None:
     second = run(photos)
     place = [e.id for e in second.examples].index("cat/0002.jpg")
     other = [e.id for e in second.examples].index("dog/0001.jpg")
-    np.testing.assert_array_equal(second.values[place], first.values[other])
+    np.testing.assert_array_equal(second.rows.array()[place], first.rows.array()[other])
     assert second.sha256[place] == first.sha256[other]
     assert second.data_sha256 != first.data_sha256
 
@@ -193,7 +194,7 @@ def test_unreadable_photos_are_left_out_and_listed(photos: Path) -> None:
     found = run(photos, max_unreadable=0.1)
     assert [u.id for u in found.unreadable] == ["cat/0001.jpg"]
     assert "cat/0001.jpg" not in [e.id for e in found.examples]
-    np.testing.assert_array_equal(found.values, np.delete(whole.values, 1, axis=0))
+    np.testing.assert_array_equal(found.rows.array(), np.delete(whole.rows.array(), 1, axis=0))
     assert same(run(photos, never, max_unreadable=0.1), found)
 
 
@@ -211,7 +212,7 @@ def test_a_shard_without_any_readable_photo(photos: Path) -> None:
     for number in range(4):
         (photos / f"cat/000{number}.jpg").write_bytes(b"no photo")
     found = run(photos, max_unreadable=0.5)
-    assert found.values.shape == (7, 11)
+    assert found.rows.array().shape == (7, 11)
     assert same(run(photos, never, max_unreadable=0.5), found)
 
 
