@@ -1,12 +1,13 @@
 """Features: equal to a forward pass, computed once, whole after any interruption, never those of other photos."""
 
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from photos import make_photo_folder
 
-from edgetl import data, features
-from edgetl.errors import DatasetError
+from edgetl import data, features, rows
+from edgetl.errors import CacheError, DatasetError
 from edgetl.features import Features, Forward, Scaling, extract
 from edgetl.inputs import ImageInput
-from edgetl.shards import Shard
+from edgetl.probe import fit_linear_probe
+from edgetl.rows import Held, Stored
+from edgetl.shards import Shard, Work, compute_alone
 
 SPEC = ImageInput(8, 10)
 KEY = {"backbone": "toy", "weights": "none"}
@@ -31,6 +34,11 @@ def forward(pixels: np.ndarray) -> np.ndarray:
     """Mean of each channel, and of each row of the red one."""
     values = pixels.astype(np.float32)
     return np.concatenate([values.mean(axis=(1, 2)), values[..., 0].mean(axis=2)], axis=1)
+
+
+def make() -> Forward:
+    """What can be sent to another process."""
+    return forward
 
 
 def never() -> Forward:
@@ -80,6 +88,56 @@ def test_a_second_pass_computes_nothing(photos: Path) -> None:
     first = run(photos)
     assert len(shards(photos)) == 3
     assert same(run(photos, never, workers=1), first)
+
+
+def test_many_features_stay_in_their_shards(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (photos / "cat/0001.jpg").write_bytes(b"no photo")
+    few = run(photos, max_unreadable=0.1)
+    monkeypatch.setattr(rows, "HELD_BYTES", 10 * 11 * 4 - 1)  # 10 photos of 11 float32 numbers
+    for many in (run(photos, never, max_unreadable=0.1), run(photos, cache=photos.parent / "2", max_unreadable=0.1)):
+        assert isinstance(few.rows, Held) and isinstance(many.rows, Stored)
+        assert same(many, few)
+        part = few.examples.select([8, 2, 5])
+        np.testing.assert_array_equal(many.of(part).array(), few.of(part).array())
+        assert len(many.rows[np.arange(10)[::-1]].array()) == 10
+    monkeypatch.setattr(rows, "HELD_BYTES", 10 * 11 * 4)
+    assert isinstance(run(photos, never, max_unreadable=0.1).rows, Held)
+
+
+def test_a_shard_that_is_lost_between_pass_and_training_costs_that_shard(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(photos)
+    monkeypatch.setattr(rows, "HELD_BYTES", 0)
+    many, lost = run(photos, never), shards(photos)[1]
+    lost.unlink()
+    with pytest.raises(CacheError, match=rf"{lost.name}: features are gone since they were computed\. Run the same"):
+        fit_linear_probe(many.rows, np.arange(11) % 2, many.rows, np.arange(11) % 2)
+    calls: list[int] = []
+
+    def count(pixels: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        return forward(pixels)
+
+    assert same(run(photos, lambda: count), expected)
+    assert len(calls) in (3, 4), "one shard of eleven photos"
+
+
+def test_shards_can_be_computed_elsewhere_and_come_in_any_order(photos: Path, tmp_path: Path) -> None:
+    expected = run(photos, cache=tmp_path / "other")
+    done: list[int] = []
+
+    def elsewhere(work: Sequence[Work], advance: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
+        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+            contents = list(pool.map(compute_alone, work, [make] * len(work), [1] * len(work)))
+        for each, content in reversed(list(zip(work, contents, strict=True))):
+            done.append(each.start)
+            advance(len(each.items))
+            yield each.start, content
+
+    assert same(run(photos, never, compute=elsewhere), expected)
+    assert done == [8, 4, 0]
+    assert same(run(photos, never), expected)
 
 
 @pytest.mark.parametrize("after", [0, 3, 6, 10])
