@@ -209,7 +209,7 @@ def _accuracies(examples: data.Examples, spec: ImageInput, backbone: Any, pool: 
     theirs = _keras_features(examples, spec, backbone)
     splits = data.split(examples, seed=seed)
     parts = splits.train, splits.validation, splits.test
-    train, validation, test = (ours.of(part) for part in parts)
+    train, validation, test = (ours.of(part).array() for part in parts)
     probe = fit_linear_probe(train, splits.train.labels, validation, splits.validation.labels)
     on_validation, on_test = (
         float(((x @ probe.kernel + probe.bias).argmax(axis=1) == part.labels).mean())

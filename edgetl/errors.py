@@ -33,5 +33,9 @@ class RunError(EdgetlError):
     """A run directory is missing, unfinished, damaged, in use, or belongs to another experiment."""
 
 
+class CacheError(EdgetlError):
+    """What an earlier step has stored is gone or damaged while it is needed."""
+
+
 class ArtifactError(EdgetlError):
     """A .tflite file can't be made, is damaged, or breaks the input contract."""

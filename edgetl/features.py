@@ -2,35 +2,33 @@
 
 Rows are computed in shards of 256 photos. A shard is one .npz file, written under its final name only when
 complete (the checksums of the zip format tell flipped bits), so an interrupted pass continues at the last shard,
-and two processes may fill one cache at the same time.
+and two processes may fill one cache at the same time. No shard stays in memory: see `edgetl.rows`.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.console import Bar, log, progress
-from edgetl.data import Example, Examples, Unreadable, check_unreadable, default_workers, load_pixels
-from edgetl.errors import UnreadableImageError
+from edgetl import rows
+from edgetl.console import log, progress
+from edgetl.data import Examples, Unreadable, check_unreadable
 from edgetl.inputs import InputSpec
+from edgetl.rows import Held, Rows, RowsLike, Stored, as_rows
 from edgetl.rundir import write_atomic
+from edgetl.shards import Compute, Shard, ShardFile, Work, in_threads
 
 if TYPE_CHECKING:
     import keras
 
 Forward = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Raw pixels [n, h, w, 3] -> features [n, d]. Called from several threads at once."""
-
-T = TypeVar("T")
 
 SHARD_ROWS = 256
 LAYOUT_VERSION = 1
@@ -42,8 +40,8 @@ class Features:
     """Features of the photos that could be read, in the order of `examples`."""
 
     examples: Examples
-    values: NDArray[np.float32]
-    """[n, d]."""
+    rows: Rows
+    """[n, d], in memory or in shards."""
     sha256: tuple[str, ...]
     """Hash of each photo's bytes, hex."""
     unreadable: tuple[Unreadable, ...]
@@ -51,14 +49,15 @@ class Features:
     @property
     def data_sha256(self) -> str:
         """Hash over (id, label, content) of every photo used: two runs saw the same data if it is equal."""
-        label = self.examples.label_text
-        rows = (f"{e.id}\0{label(e)}\0{h}\n" for e, h in zip(self.examples, self.sha256, strict=True))
-        return hashlib.sha256("".join(rows).encode(errors="surrogateescape")).hexdigest()
+        label, digest = self.examples.label_text, hashlib.sha256()
+        for example, sha256 in zip(self.examples, self.sha256, strict=True):
+            digest.update(f"{example.id}\0{label(example)}\0{sha256}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
 
-    def of(self, part: Examples) -> NDArray[np.float32]:
+    def of(self, part: Examples) -> Rows:
         """Rows [m, d] of some of the examples, in their order."""
         row = {example.id: index for index, example in enumerate(self.examples)}
-        return self.values[[row[example.id] for example in part]]
+        return self.rows[np.fromiter((row[example.id] for example in part), np.int64, len(part))]
 
 
 @dataclass(frozen=True)
@@ -76,17 +75,28 @@ class Scaling:
     """[d], positive."""
 
     @classmethod
-    def of(cls, values: NDArray[np.float32]) -> "Scaling":
-        """Measure the columns of [n, d]."""
-        std = values.std(axis=0, dtype=np.float64)
+    def of(cls, values: RowsLike) -> "Scaling":
+        """Measure the columns of [n, d].
+
+        Deviations of blocks are joined as Chan, Golub and LeVeque do ("Updating formulae and a pairwise algorithm for
+        computing sample variances", 1979): a sum of squares would lose what a large mean leaves of them.
+        """
+        count, mean, squares = 0, np.zeros(1), np.zeros(1)
+        for _, block in as_rows(values).blocks():
+            own, apart = block.mean(axis=0, dtype=np.float64), block.var(axis=0, dtype=np.float64) * len(block)
+            step, total = own - mean, count + len(block)
+            squares = squares + apart + step**2 * (count * len(block) / total)
+            mean, count = mean + step * (len(block) / total), total
+        std = np.sqrt(squares / count)
         usual = float(np.median(std))
         # Below a millionth of a millionth nothing varies, and a weight divided by it would leave float32.
-        return cls(values.mean(axis=0, dtype=np.float64), np.hypot(std, usual if usual > 1e-12 else 1.0))
+        return cls(mean, np.hypot(std, usual if usual > 1e-12 else 1.0))
 
     def apply(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scale [n, d]."""
-        mean, scale = self.mean.astype(np.float32), self.scale.astype(np.float32)
-        return (values - mean) / scale
+        scaled = values - self.mean.astype(np.float32)
+        scaled /= self.scale.astype(np.float32)
+        return scaled
 
     def fold(self, kernel: NDArray[Any], bias: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Turn a dense layer for scaled features, [d, k] and [k], into the equal one for raw features."""
@@ -123,20 +133,19 @@ def extract(
     cache: Path,
     workers: int | None = None,
     max_unreadable: float = 0.01,
+    compute: Compute | None = None,
 ) -> Features:
-    """Compute the features of all examples, or read those that an earlier pass stored.
-
-    Each worker thread decodes photos and runs the forward function on them, so that decoding and inference share
-    the cores without a queue between them.
+    """Compute the features of all examples, or find those that an earlier pass stored.
 
     Args:
         examples: photos; those that can't be read are left out of the result and listed.
         spec: how a photo becomes a tensor.
-        make_forward: builds the forward function; called only if something is left to compute.
+        make_forward: builds the forward function; called only if something is left to compute here.
         key: what the features depend on besides data and spec: backbone, weights.
         cache: directory of all feature caches.
         workers: threads; default one per core.
         max_unreadable: share of unreadable photos, 0..1, above which the pass stops.
+        compute: computes shards elsewhere; by default threads of this process do.
 
     Raises:
         DatasetError: more unreadable photos than allowed.
@@ -145,112 +154,54 @@ def extract(
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(examples), SHARD_ROWS)
     paths = {start: folder / f"{photos_key(examples, start)}.npz" for start in starts}
-    shards = {start: _read_shard(paths[start]) for start in starts}
-    missing = [start for start in starts if shards[start] is None]
-    if len(missing) < len(starts):
-        kept = sum(len(shard.readable) for shard in shards.values() if shard is not None)
+    parts = {start: _Part.of(paths[start], shard) for start in starts if (shard := Shard.read(paths[start]))}
+    missing = [Work(at, examples.items[at : at + SHARD_ROWS], spec) for at in starts if at not in parts]
+    if parts:
+        kept = sum(len(part.readable) for part in parts.values())
         log.info("features: %d of %d photos taken from the cache %s", kept, len(examples), folder)
     if missing:
-        forward = make_forward()
-        todo = sum(min(SHARD_ROWS, len(examples) - start) for start in missing)
-        with progress("features", todo) as bar, ThreadPoolExecutor(workers or default_workers()) as pool:
-            for start in missing:
-                rows = examples.items[start : start + SHARD_ROWS]
-                shard = _compute_shard(rows, spec, forward, pool, bar)
-                write_atomic(paths[start], shard.to_bytes())
-                shards[start] = shard
-                failed = [u for s in shards.values() if s is not None for u in s.unreadable]
-                if len(failed) > max_unreadable * len(examples):
-                    check_unreadable(failed, len(examples), max_unreadable)
-    return _join(examples, [shard for shard in shards.values() if shard is not None], max_unreadable)
+        compute = compute or in_threads(make_forward(), workers)
+        failed = sum(len(part.unreadable) for part in parts.values())
+        with progress("features", sum(len(work.items) for work in missing)) as bar:
+            for start, content in compute(missing, bar.advance):
+                write_atomic(paths[start], content)
+                shard = Shard.from_bytes(content)
+                parts[start] = _Part.of(paths[start], shard)
+                failed += len(shard.unreadable)
+                if failed > max_unreadable * len(examples):
+                    unreadable = [u for at in sorted(parts) for u in parts[at].unreadable]
+                    check_unreadable(unreadable, len(examples), max_unreadable)
+    return _joined(examples, [parts[start] for start in starts], max_unreadable)
 
 
 @dataclass(frozen=True)
-class _Shard:
-    values: NDArray[np.float32]  # [readable, d]
+class _Part:
+    """What is kept in memory of a shard."""
+
+    file: ShardFile
     sha256: tuple[str, ...]
-    readable: NDArray[np.bool_]  # [rows]
+    readable: NDArray[np.bool_]  # [photos]
     unreadable: tuple[Unreadable, ...]
 
-    def to_bytes(self) -> bytes:
-        buffer = BytesIO()
-        np.savez(
-            buffer,
-            values=self.values,
-            sha256=np.array(self.sha256, dtype="U64"),
-            readable=self.readable,
-            unreadable=np.frombuffer(json.dumps([asdict(u) for u in self.unreadable]).encode(), np.uint8),
-        )
-        return buffer.getvalue()
+    @classmethod
+    def of(cls, path: Path, shard: Shard) -> "_Part":
+        return cls(ShardFile(path, *shard.values.shape), shard.sha256, shard.readable, shard.unreadable)
 
 
-def read_shard(path: Path, parse: Callable[[Mapping[str, NDArray[Any]]], T], damaged: str) -> T | None:
-    """Read a stored .npz file, if it is there and whole.
-
-    Args:
-        path: the file.
-        parse: makes something of its arrays, by name; may raise anything on arrays that are not what was stored.
-        damaged: what the log says of one that can't be used; `%s` stands for the path.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    try:
-        with np.load(BytesIO(content), allow_pickle=False) as stored:
-            return parse(stored)
-    except Exception:  # a flipped bit can ask zipfile for encryption, compression or anything else that it can't do
-        log.warning(damaged, path)
-        return None
-
-
-def _read_shard(path: Path) -> _Shard | None:
-    def parse(stored: Mapping[str, NDArray[Any]]) -> _Shard:
-        return _Shard(
-            stored["values"],
-            tuple(str(h) for h in stored["sha256"]),
-            stored["readable"],
-            tuple(Unreadable(**u) for u in json.loads(stored["unreadable"].tobytes())),
-        )
-
-    return read_shard(path, parse, "features: %s is damaged and will be computed again")
-
-
-def _compute_shard(
-    rows: tuple[Example, ...], spec: InputSpec, forward: Forward, pool: ThreadPoolExecutor, bar: Bar
-) -> _Shard:
-    def one(example: Example) -> tuple[NDArray[np.float32], str] | Unreadable:
-        try:
-            pixels, sha256 = load_pixels(example, spec)
-        except UnreadableImageError as error:
-            return Unreadable(example.id, str(error))
-        finally:
-            bar.advance()
-        return forward(pixels[None])[0], sha256
-
-    futures = [pool.submit(one, example) for example in rows]
-    try:
-        results = [future.result() for future in futures]
-    except BaseException:
-        for future in futures:
-            future.cancel()
-        raise
-    good = [r for r in results if not isinstance(r, Unreadable)]
-    return _Shard(
-        np.stack([values for values, _ in good]) if good else np.zeros((0, 0), np.float32),
-        tuple(sha256 for _, sha256 in good),
-        np.array([not isinstance(r, Unreadable) for r in results]),
-        tuple(r for r in results if isinstance(r, Unreadable)),
-    )
-
-
-def _join(examples: Examples, shards: list[_Shard], max_unreadable: float) -> Features:
-    unreadable = tuple(u for shard in shards for u in shard.unreadable)
+def _joined(examples: Examples, parts: Sequence[_Part], max_unreadable: float) -> Features:
+    unreadable = tuple(u for part in parts for u in part.unreadable)
     check_unreadable(unreadable, len(examples), max_unreadable)
-    kept = np.flatnonzero(np.concatenate([shard.readable for shard in shards]))
-    values = np.concatenate([shard.values for shard in shards if len(shard.values)])
-    sha256 = tuple(h for shard in shards for h in shard.sha256)
-    return Features(examples.select(kept), values, sha256, unreadable)
+    kept = np.flatnonzero(np.concatenate([part.readable for part in parts]))
+    sha256 = tuple(h for part in parts for h in part.sha256)
+    counts = [len(part.sha256) for part in parts]
+    stored = Stored(
+        tuple(part.file for part in parts),
+        np.repeat(np.arange(len(parts), dtype=np.int32), counts),
+        np.concatenate([np.arange(count, dtype=np.int32) for count in counts]),
+        max(part.file.width for part in parts),  # 0 where no photo could be read
+    )
+    held = len(stored) * stored.width * 4 <= rows.HELD_BYTES
+    return Features(examples.select(kept), Held(stored.array()) if held else stored, sha256, unreadable)
 
 
 def _settings_key(spec: InputSpec, key: dict[str, str]) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from edgetl.outputs import OutputSpec
+from edgetl.rows import RowsLike, as_rows
 
 GRID = 40
 """Ratios of alpha and beta that are tried."""
@@ -22,22 +23,23 @@ _SMALLEST = 1e-12
 """Noise that is always there, variance per example: features can contain the label."""
 
 
-def log_evidence(features: NDArray[np.float32], targets: NDArray[np.floating]) -> float:
+def log_evidence(features: RowsLike, targets: NDArray[np.floating]) -> float:
     """Measure how well features explain targets; larger is better.
 
     Values compare backbones on the same photos, nothing else.
 
     Args:
-        features: [n, d].
+        features: [n, d], of a sample: the decomposition holds them in memory.
         targets: [n, k], see `targets_of`.
 
     Returns:
         Maximum log evidence per example, nats; the mean over the targets.
     """
+    values = as_rows(features).array().astype(np.float64)
     with threadpool_limits(1, "blas"):  # as in `edgetl.probe`
-        u, singular, _ = np.linalg.svd(features.astype(np.float64), full_matrices=False)
+        u, singular, _ = np.linalg.svd(values, full_matrices=False)
     # Directions whose length is rounding error alone explain nothing.
-    kept = singular > singular[0] * max(features.shape) * np.finfo(np.float32).eps if singular[0] > 0 else singular > 0
+    kept = singular > singular[0] * max(values.shape) * np.finfo(np.float32).eps if singular[0] > 0 else singular > 0
     u, spectrum = u[:, kept], singular[kept] ** 2
     return float(np.mean([_of_one(u, spectrum, y) for y in targets.astype(np.float64).T]))
 

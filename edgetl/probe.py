@@ -11,6 +11,7 @@ from edgetl.balance import relative_weights
 from edgetl.console import log, progress
 from edgetl.features import Scaling
 from edgetl.outputs import OutputSpec, Task
+from edgetl.rows import Rows, RowsLike, as_rows
 from edgetl.tasks import activate, mean_loss, rank_positions
 
 L2_GRID = tuple(float(c) for c in np.logspace(-4, 1, 11))
@@ -28,21 +29,22 @@ METHODS: dict[Task, str] = {
 """How each task's probe is fitted, in words."""
 Solution = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Kernel [d, k] and bias [k] for scaled features."""
-Fit = Callable[[float], tuple[float, Callable[[], Solution]]]
-"""C -> validation loss of the best head, and what hands that head out."""
+Fit = Callable[[float], Solution]
+"""C -> the best head. Each starts from the last."""
+Link = Callable[[NDArray[Any], NDArray[np.float64], NDArray[Any]], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
+"""What a loss makes of a block: of its scores [b, m], which are features times kernel, of the constants [p] and of its
+labels, the loss of each example [b], and its derivatives by the scores [b, m] and by the constants [b, p]."""
 
 
 @dataclass(frozen=True)
 class _Given:
-    """What a probe is fitted to, and chosen by."""
+    """What a probe is fitted to."""
 
-    train: NDArray[np.float32]
-    """[n, d], scaled; as is `validation`."""
+    rows: Rows
+    """[n, d], scaled."""
     labels: NDArray[Any]
-    validation: NDArray[np.float32]
-    validation_labels: NDArray[Any]
-    weights: NDArray[np.float32] | None
-    """[n], their mean 1; None counts all alike."""
+    weights: NDArray[np.float64]
+    """[n], their mean 1."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,15 @@ class LinearProbe:
     """Chosen C of the grid."""
     task: Task = "classification"
 
-    def outputs(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def outputs(self, features: RowsLike) -> NDArray[np.float32]:
         """What the head says of raw features [n, d]: float32 [n, k], in the units of the task."""
-        logits = features @ self.kernel.astype(np.float64) + self.bias
-        return activate(logits, self.task).astype(np.float32)
+        return _said(as_rows(features), self.kernel.astype(np.float64), self.bias, self.task).astype(np.float32)
 
 
 def fit_linear_probe(
-    features: NDArray[np.float32],
+    features: RowsLike,
     labels: NDArray[Any],
-    validation_features: NDArray[np.float32],
+    validation_features: RowsLike,
     validation_labels: NDArray[Any],
     *,
     task: Task = "classification",
@@ -83,6 +84,9 @@ def fit_linear_probe(
     strength by luck. Features are scaled by the statistics of the training rows (see `Scaling`), and that is folded
     into the weights that come back. Each fit starts from the last.
 
+    Losses and gradients are summed block by block, so that features may be more than memory holds: products in float32,
+    sums over the examples in float64.
+
     Args:
         features: [n, d].
         labels: as `Examples.labels` are for the task; every class occurs, no target is constant.
@@ -94,19 +98,22 @@ def fit_linear_probe(
     """
     from threadpoolctl import threadpool_limits
 
-    scaling = Scaling.of(features)
-    relative = None if weights is None else relative_weights(weights)
-    given = _Given(scaling.apply(features), labels, scaling.apply(validation_features), validation_labels, relative)
+    rows, held = as_rows(features), as_rows(validation_features)
     best: tuple[float, float, Solution] | None = None
     worse = 0
     # Matrices of a few megabytes: threads of BLAS that wait for each other on busy cores cost 20 times what they save.
     with threadpool_limits(1, "blas"), progress("linear head") as bar:
-        fit = _FITS[task](given)
+        scaling = Scaling.of(rows)
+        rows, held = rows.mapped(scaling.apply), held.mapped(scaling.apply)
+        relative = None if weights is None else relative_weights(weights)
+        counted = np.ones(len(rows)) if relative is None else relative.astype(np.float64)
+        fit, spec = _FITS[task](_Given(rows, labels, counted)), _spec(labels, task)
         for c in inverse_l2:
-            loss, solution = fit(c)
+            solution = fit(c)
+            loss = mean_loss(validation_labels, _said(held, *solution, task), spec)
             log.debug("C=%.3g: validation loss %.4f", c, loss)
             if best is None or loss < best[0]:
-                best, worse = (loss, c, solution()), 0
+                best, worse = (loss, c, solution), 0
             else:
                 worse += 1
             bar.advance()
@@ -117,101 +124,143 @@ def fit_linear_probe(
     return LinearProbe(*scaling.fold(kernel, bias), c, task)
 
 
-def _logistic(given: _Given) -> Fit:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import log_loss
+def _said(rows: Rows, kernel: NDArray[np.float64], bias: NDArray[Any], task: Task) -> NDArray[np.float64]:
+    """What a linear head says of rows, [n, k]."""
+    return rows.mapped(lambda block: activate(block @ kernel + bias, task), kernel.shape[1]).array()
 
-    model = LogisticRegression(solver="lbfgs", warm_start=True, max_iter=1000, tol=_TOLERANCE)
 
-    def solution() -> Solution:
-        if len(model.coef_) > 1:
-            return model.coef_.T.copy(), model.intercept_.copy()
-        # Two classes: one row of log odds; sigmoid(z) = softmax(-z/2, z/2).
-        kernel, bias = (np.concatenate([-a / 2, a / 2]) for a in (model.coef_, model.intercept_))
-        return kernel.T, bias
+def _spec(labels: NDArray[Any], task: Task) -> OutputSpec:
+    """What a head of these labels says."""
+    count = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    deviations = labels.std(axis=0, dtype=np.float64) if task == "regression" else ()
+    return OutputSpec(task, tuple(str(k) for k in range(count)), deviations=tuple(deviations))
 
-    def fit(c: float) -> tuple[float, Callable[[], Solution]]:
-        model.set_params(C=c).fit(given.train, given.labels, given.weights)
-        found = model.predict_proba(given.validation)
-        return float(log_loss(given.validation_labels, found, labels=model.classes_)), solution
+
+def _minimum(given: _Given, link: Link, scores: int, constants: int) -> Fit:
+    """Minimize C sum(loss) + ||kernel||^2 / 2 by L-BFGS, stopped where scikit-learn stops.
+
+    Args:
+        given: what is fitted to.
+        link: the loss.
+        scores: m, columns of the kernel.
+        constants: p, how many are added to them, without a penalty.
+
+    Returns:
+        C -> kernel [d, m] and constants [p].
+    """
+    from scipy.optimize import minimize
+
+    width, count = given.rows.width, len(given.rows)
+    at, shares = np.zeros(width * scores + constants), given.weights / count
+
+    def objective(parameters: NDArray[np.float64], l2: float) -> tuple[float, NDArray[np.float64]]:
+        """The weighted mean of the loss, the penalty's share, and their gradient."""
+        flat, offsets = np.split(parameters, [width * scores])
+        kernel, by_kernel = flat.reshape(width, scores), np.zeros((width, scores))
+        total, by_constants, narrow = 0.0, np.zeros(constants), kernel.astype(np.float32)
+        for places, x in given.rows.blocks():
+            share = shares[places]
+            losses, along, constant = link(x @ narrow, offsets, given.labels[places])
+            total += float(share @ losses)
+            by_kernel += x.T @ (share[:, None] * along).astype(np.float32)
+            by_constants += share @ constant
+        gradient = np.concatenate([(by_kernel + l2 * kernel).ravel(), by_constants])
+        return total + l2 / 2 * float(flat @ flat), gradient
+
+    def fit(c: float) -> Solution:
+        nonlocal at
+        options = {"maxiter": 1000, "maxls": 50, "gtol": _TOLERANCE, "ftol": 64 * np.finfo(np.float64).eps}
+        at = minimize(objective, at, (1 / (c * count),), "L-BFGS-B", jac=True, options=options).x
+        return at[: width * scores].reshape(width, scores), at[width * scores :]
 
     return fit
 
 
-def _adjacent_categories(given: _Given) -> Fit:
-    from scipy.optimize import minimize
+def _logistic(given: _Given) -> Fit:
+    classes = int(given.labels.max()) + 1
+    if classes == 2:  # one score, the log odds, as scikit-learn has it: with a score for each class L2 would be halved
+        odds = _minimum(_Given(given.rows, given.labels[:, None], given.weights), _labels_link, 1, 1)
+
+        def fit(c: float) -> Solution:
+            kernel, bias = odds(c)
+            # sigmoid(z) = softmax(-z/2, z/2)
+            return kernel * [-0.5, 0.5], bias * [-0.5, 0.5]
+
+        return fit
+    return _minimum(given, _classes_link, classes, classes)
+
+
+def _classes_link(scores: NDArray[Any], constants: NDArray[np.float64], labels: NDArray[Any]) -> Any:
     from scipy.special import log_softmax
 
-    labels = given.labels
-    classes, width = int(labels.max()) + 1, given.train.shape[1]
-    places, x = rank_positions(classes), given.train.astype(np.float64)
-    shares = (np.ones(len(x)) if given.weights is None else given.weights.astype(np.float64)) / len(x)
-    rows = np.arange(len(x))
-    spec = OutputSpec("ordinal", tuple(str(k) for k in range(classes)))
-    at = np.zeros(width + classes)
+    logs, rows = log_softmax(scores + constants, axis=1), np.arange(len(labels))
+    wrong = np.exp(logs)
+    wrong[rows, labels] -= 1
+    return -logs[rows, labels], wrong, wrong
 
-    def objective(parameters: NDArray[np.float64], l2: float) -> tuple[float, NDArray[np.float64]]:
-        """The weighted mean of the loss, the penalty's share, and their gradient."""
-        w, offsets = parameters[:width], parameters[width:]
-        logits = (x @ w)[:, None] * places + offsets
-        logs = log_softmax(logits, axis=1)
-        wrong = np.exp(logs)
-        wrong[rows, labels] -= 1
-        wrong *= shares[:, None]
-        gradient = np.concatenate([x.T @ (wrong @ places) + l2 * w, wrong.sum(axis=0)])
-        return float(-shares @ logs[rows, labels] + l2 / 2 * w @ w), gradient
 
-    def fit(c: float) -> tuple[float, Callable[[], Solution]]:
-        nonlocal at
-        found = minimize(
-            objective, at, (1 / (c * len(x)),), "L-BFGS-B", jac=True, options={"maxiter": 1000, "gtol": _TOLERANCE}
-        )
-        at = found.x
-        kernel, bias = at[:width, None] * places, at[width:] - at[width:].mean()
-        outputs = activate(given.validation @ kernel + bias, "ordinal")
-        return mean_loss(given.validation_labels, outputs, spec), lambda: (kernel, bias)
+def _labels_link(scores: NDArray[Any], constants: NDArray[np.float64], labels: NDArray[Any]) -> Any:
+    from scipy.special import expit
+
+    logits = scores + constants
+    wrong = expit(logits) - labels
+    return (np.logaddexp(0, logits) - labels * logits).sum(axis=1), wrong, wrong
+
+
+def _adjacent_categories(given: _Given) -> Fit:
+    classes = int(given.labels.max()) + 1
+    positions = rank_positions(classes)
+
+    def link(scores: NDArray[Any], constants: NDArray[np.float64], labels: NDArray[Any]) -> Any:
+        losses, wrong, _ = _classes_link(scores * positions, constants, labels)
+        return losses, (wrong @ positions)[:, None], wrong
+
+    score = _minimum(given, link, 1, classes)
+
+    def fit(c: float) -> Solution:
+        kernel, constants = score(c)
+        return kernel * positions, constants - constants.mean()
 
     return fit
 
 
 def _independent_labels(given: _Given) -> Fit:
-    from sklearn.linear_model import LogisticRegression
+    """All at once: the sum of what nothing connects is least where each is, and every row is read once for all."""
+    true, count = given.labels.sum(axis=0), len(given.rows)
+    varying = np.flatnonzero((true > 0) & (true < count))
+    # Always or never true: nothing to tell it by, so its odds are the same everywhere (Jeffreys' estimate).
+    odds = np.log((true + 0.5) / (count - true + 0.5))
+    labels = np.ascontiguousarray(given.labels[:, varying])
+    found = _minimum(_Given(given.rows, labels, given.weights), _labels_link, len(varying), len(varying))
 
-    labels, count = given.labels, given.labels.shape[1]
-    spec = OutputSpec("multi_label", tuple(str(k) for k in range(count)))
-    kernel, bias = np.zeros((given.train.shape[1], count)), np.zeros(count)
-    models = {}
-    for k, true in enumerate(labels.T):
-        if true.min() != true.max():
-            models[k] = LogisticRegression(solver="lbfgs", warm_start=True, max_iter=1000, tol=_TOLERANCE)
-        else:  # always or never true: nothing to tell it by, so its odds are the same everywhere (Jeffreys' estimate)
-            bias[k] = np.log((true.sum() + 0.5) / (len(true) - true.sum() + 0.5))
-
-    def fit(c: float) -> tuple[float, Callable[[], Solution]]:
-        for k, model in models.items():
-            model.set_params(C=c).fit(given.train, labels[:, k], given.weights)
-            kernel[:, k], bias[k] = model.coef_[0], model.intercept_[0]
-        outputs = activate(given.validation @ kernel + bias, "multi_label")
-        return mean_loss(given.validation_labels, outputs, spec), lambda: (kernel.copy(), bias.copy())
+    def fit(c: float) -> Solution:
+        kernel, bias = np.zeros((given.rows.width, given.labels.shape[1])), odds.copy()
+        kernel[:, varying], bias[varying] = found(c)
+        return kernel, bias
 
     return fit
 
 
 def _ridge(given: _Given) -> Fit:
     deviations = given.labels.std(axis=0, dtype=np.float64)
-    spec = OutputSpec("regression", tuple(str(k) for k in range(len(deviations))), deviations=tuple(deviations))
-    x, y = given.train.astype(np.float64), given.labels / deviations
-    shares = np.ones(len(x)) if given.weights is None else given.weights.astype(np.float64)
-    mean_x, mean_y = (np.average(part, axis=0, weights=shares) for part in (x, y))
-    x, y = x - mean_x, y - mean_y
+    width, targets = given.rows.width, given.labels / deviations
+    mean_y = np.average(targets, axis=0, weights=given.weights)
+    total, sums, spread, along = 0.0, np.zeros(width), np.zeros((width, width)), np.zeros((width, len(deviations)))
+    for places, block in given.rows.blocks():
+        roots = np.sqrt(given.weights[places])[:, None]
+        x = block * roots  # in float64: X'X shows directions in which the features hardly vary by small differences
+        total += float(roots.ravel() @ roots.ravel())
+        sums += roots.ravel() @ x
+        spread += x.T @ x
+        along += x.T @ (roots * (targets[places] - mean_y))
+    mean_x = sums / total  # next to 0 without weights, for columns are scaled: little is lost by taking it out now
     # One decomposition serves every strength: (X'X + I/C)^-1 X'y in the axes of X'X.
-    spread, axes = np.linalg.eigh(x.T @ (shares[:, None] * x))
-    along = axes.T @ (x.T @ (shares[:, None] * y))
+    spectrum, axes = np.linalg.eigh(spread - total * np.outer(mean_x, mean_x))
+    along = axes.T @ along
 
-    def fit(c: float) -> tuple[float, Callable[[], Solution]]:
-        kernel = axes @ (along / (np.maximum(spread, 0.0) + 1 / c)[:, None]) * deviations
-        bias = mean_y * deviations - mean_x @ kernel
-        return mean_loss(given.validation_labels, given.validation @ kernel + bias, spec), lambda: (kernel, bias)
+    def fit(c: float) -> Solution:
+        kernel = axes @ (along / (np.maximum(spectrum, 0.0) + 1 / c)[:, None]) * deviations
+        return kernel, mean_y * deviations - mean_x @ kernel
 
     return fit
 

@@ -125,7 +125,7 @@ def adopt(
             cache=cache or features.default_cache(),
             workers=workers or None,
         )
-        refuse_values(table.values, path)
+        refuse_values(table.rows.array(), path)
         splits = split(table.examples, **fractions, seed=seed)
         metrics = _figures(settings, spec, flat, table, splits)
         results.save(run, RECIPE, spec, splits.train.outputs, flat, table, splits, metrics, seed=settings.seed)
@@ -165,7 +165,9 @@ def _figures(
     settings: Adoption, spec: ImageInput, model: "keras.Model", table: features.Features, splits: Splits
 ) -> Metrics:
     """Score the outputs that are there, and say what is doubtful about them."""
-    validation, test = (score(part.labels, table.of(part), part.outputs) for part in (splits.validation, splits.test))
+    validation, test = (
+        score(part.labels, table.of(part).array(), part.outputs) for part in (splits.validation, splits.test)
+    )
     log.info(
         "%s: outputs taken to be, in this order, %s: alphabetical, as the folders of %s. Validation %s %.2f %%",
         settings.model,

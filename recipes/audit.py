@@ -21,6 +21,7 @@ from edgetl.audit.findings import Audit, Shift, Spread
 from edgetl.audit.looks import Looks, look_at
 from edgetl.config import checked, command, from_json, to_json
 from edgetl.errors import ConfigError
+from edgetl.rows import Rows
 from edgetl.rundir import write_atomic
 from recipes import experiment
 from recipes.experiment import Experiment
@@ -163,9 +164,7 @@ def table_of(config: Config, examples: data.Examples) -> features.Features:
     return experiment.extract(config, row, spec, examples, experiment.build_backbone(config, row, spec))
 
 
-def shifts_of(
-    config: Config, values: NDArray[np.float32], examples: data.Examples
-) -> tuple[tuple[Shift, ...], tuple[str, ...]]:
+def shifts_of(config: Config, values: Rows, examples: data.Examples) -> tuple[tuple[Shift, ...], tuple[str, ...]]:
     """Compare train with what it is judged by, where the data itself brings splits."""
     given = {example.split for example in examples} - {None}
     shifts, skipped = [], []

@@ -275,7 +275,7 @@ def sample_key(sample: data.Examples) -> str:
 def ranked(config: Config, row: Backbone, table: features.Features) -> Trial:
     """Say how much the features know of the labels: LogME, and linear probes tested on what they have not seen."""
     examples = table.examples
-    evidence = logme.log_evidence(table.values, logme.targets_of(examples.labels, examples.outputs))
+    evidence = logme.log_evidence(table.rows, logme.targets_of(examples.labels, examples.outputs))
     folds = cross_validate.divided(config, cross_validate.whole(examples), config.folds)
     parts = [cross_validate.probed(table, splits) for splits in folds]
     outputs, spec = cross_validation.joined(parts, examples)

@@ -244,7 +244,7 @@ def probed(table: features.Features, splits: data.Splits) -> FoldOutputs:
     head, chosen = experiment.fit_linear_head(table, splits)
 
     def predict(head: "keras.Model", part: data.Examples) -> NDArray[np.float32]:
-        return np.asarray(head(table.of(part), training=False))
+        return experiment.predicted(head, table.of(part))
 
     done = experiment.finish(head, splits, predict, calibrate_scores=False)
     return _fold_outputs(splits, chosen, done.outputs, predict(done.model, splits.test), table)
@@ -271,7 +271,7 @@ def tuned(config: Config, run: RunDir, table: features.Features, splits: data.Sp
         max_unreadable=0.0,
     )
     chosen = rundir.read_json(fine_tune.Metrics, made.path / rundir.METRICS).head
-    return _fold_outputs(splits, chosen, made.outputs, said.values, table)
+    return _fold_outputs(splits, chosen, made.outputs, said.rows.array(), table)
 
 
 def marked(splits: data.Splits) -> data.Examples:

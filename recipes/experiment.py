@@ -19,6 +19,7 @@ from edgetl.errors import ConfigError, WeightsError
 from edgetl.inputs import ImageInput, InputSpec, ResizeRule
 from edgetl.metrics import score
 from edgetl.outputs import OutputSpec, Task
+from edgetl.rows import Rows
 from edgetl.scores import Scores
 
 if TYPE_CHECKING:
@@ -170,13 +171,26 @@ def build_backbone(config: Experiment, row: Backbone, spec: InputSpec) -> "keras
     return backbone
 
 
+@dataclass(frozen=True)
+class Interpreters:
+    """A converted model, and for how many threads to load it: what makes a forward pass, here or in another process."""
+
+    tflite: bytes
+    size: int
+
+    def __call__(self) -> features.Forward:
+        """Load it."""
+        from export.artifacts import open_pool
+
+        return open_pool(self.tflite, self.size).run
+
+
 def converted(config: Experiment, model: "keras.Model", title: str) -> features.Forward:
     """Convert a model, raw pixels in and one tensor out, for a pass over photos, and load it once per core."""
-    from export.artifacts import open_pool
     from export.saved_model import float_tflite
 
     with progress(title):
-        return open_pool(float_tflite(model), config.workers or data.default_workers()).run
+        return Interpreters(float_tflite(model), config.workers or data.default_workers())()
 
 
 def extract(
@@ -198,7 +212,7 @@ def extract(
         workers=config.workers or None,
         max_unreadable=config.max_unreadable,
     )
-    if not np.isfinite(table.values).all():
+    if not all(np.isfinite(block).all() for _, block in table.rows.blocks()):
         raise WeightsError(f"{row.name}: features are not finite with --weights {config.weights}. Use other weights")
     return table
 
@@ -226,6 +240,11 @@ def fit_linear_head(table: features.Features, splits: data.Splits) -> tuple["ker
     head = heads.build_head(outputs.task, probe.kernel.shape[0], len(outputs.names), deviations=outputs.deviations)
     heads.load(head, probe.kernel, probe.bias)
     return head, f"linear, {METHODS[outputs.task]}, C={probe.inverse_l2:.3g}"
+
+
+def predicted(head: "keras.Model", rows: Rows) -> "NDArray[np.float32]":
+    """What a head says of features [n, d]: [n, k], block by block."""
+    return rows.mapped(lambda block: np.asarray(head(block, training=False)), head.output_shape[-1]).array()
 
 
 @dataclass(frozen=True)

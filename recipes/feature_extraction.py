@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from edgetl import data, features, results, rundir
 from edgetl.config import checked, command
 from edgetl.errors import ConfigError
@@ -83,7 +81,7 @@ def train_on(config: Config, examples: data.Examples) -> RunDir:
         done = experiment.finish(
             head,
             splits,
-            lambda head, part: np.asarray(head(table.of(part), training=False)),
+            lambda head, part: experiment.predicted(head, table.of(part)),
             calibrate_scores=config.calibrate_scores,
         )
         model = heads.attach(backbone, done.model)
@@ -142,7 +140,8 @@ def fit_head(
         config.epochs,
         config.batch_size,
     )
-    head = train_head(training_outputs(splits.train), *train, *validation, settings, splits.train.weights)
+    outputs, weights = training_outputs(splits.train), splits.train.weights
+    head = train_head(outputs, *train, *validation, settings, weights, seed=config.seed)
     return head, f"mlp {config.hidden_units}, best epoch"
 
 

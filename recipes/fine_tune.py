@@ -279,7 +279,7 @@ def prepare(config: Config, examples: data.Examples, run: RunDir) -> Iterator[Pr
     model = heads.attach(backbone, head)
     show_plan(config, outputs.task, model, blocks, plan)
     with training_data.sources(config, row, spec, model, plan, splits) as (learner, train, validation):
-        labels, said = splits.validation.labels, np.asarray(probe(table.of(splits.validation), training=False))
+        labels, said = splits.validation.labels, experiment.predicted(probe, table.of(splits.validation))
         validated = score(labels, said, tuned(outputs, labels, said))
         yield Prepared(row, spec, table, splits, model, learner, blocks, plan, train, validation, chosen, validated)
 

@@ -1,12 +1,13 @@
 """Features: equal to a forward pass, computed once, whole after any interruption, never those of other photos."""
 
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from photos import make_photo_folder
 
-from edgetl import data, features
-from edgetl.errors import DatasetError
+from edgetl import data, features, rows
+from edgetl.errors import CacheError, DatasetError
 from edgetl.features import Features, Forward, Scaling, extract
 from edgetl.inputs import ImageInput
+from edgetl.probe import fit_linear_probe
+from edgetl.rows import Held, Stored
+from edgetl.shards import Shard, Work, compute_alone
 
 SPEC = ImageInput(8, 10)
 KEY = {"backbone": "toy", "weights": "none"}
@@ -30,6 +34,11 @@ def forward(pixels: np.ndarray) -> np.ndarray:
     """Mean of each channel, and of each row of the red one."""
     values = pixels.astype(np.float32)
     return np.concatenate([values.mean(axis=(1, 2)), values[..., 0].mean(axis=2)], axis=1)
+
+
+def make() -> Forward:
+    """What can be sent to another process."""
+    return forward
 
 
 def never() -> Forward:
@@ -58,7 +67,7 @@ def shards(photos: Path) -> list[Path]:
 
 def same(a: Features, b: Features) -> bool:
     return (
-        np.array_equal(a.values, b.values)
+        np.array_equal(a.rows.array(), b.rows.array())
         and (a.sha256, a.unreadable, a.data_sha256) == (b.sha256, b.unreadable, b.data_sha256)
         and a.examples.items == b.examples.items
     )
@@ -68,17 +77,67 @@ def test_features_are_those_of_a_direct_forward_pass(photos: Path) -> None:
     examples = data.load(photos)
     found = run(photos)
     expected = np.concatenate([forward(data.read_image(e.path, SPEC)[None]) for e in examples])
-    np.testing.assert_array_equal(found.values, expected)  # the same function on the same pixels
+    np.testing.assert_array_equal(found.rows.array(), expected)  # the same function on the same pixels
     assert found.examples.items == examples.items
     assert found.sha256 == tuple(data.load_pixels(e, SPEC)[1] for e in examples)
     part = examples.select([7, 2])
-    np.testing.assert_array_equal(found.of(part), expected[[7, 2]])
+    np.testing.assert_array_equal(found.of(part).array(), expected[[7, 2]])
 
 
 def test_a_second_pass_computes_nothing(photos: Path) -> None:
     first = run(photos)
     assert len(shards(photos)) == 3
     assert same(run(photos, never, workers=1), first)
+
+
+def test_many_features_stay_in_their_shards(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (photos / "cat/0001.jpg").write_bytes(b"no photo")
+    few = run(photos, max_unreadable=0.1)
+    monkeypatch.setattr(rows, "HELD_BYTES", 10 * 11 * 4 - 1)  # 10 photos of 11 float32 numbers
+    for many in (run(photos, never, max_unreadable=0.1), run(photos, cache=photos.parent / "2", max_unreadable=0.1)):
+        assert isinstance(few.rows, Held) and isinstance(many.rows, Stored)
+        assert same(many, few)
+        part = few.examples.select([8, 2, 5])
+        np.testing.assert_array_equal(many.of(part).array(), few.of(part).array())
+        assert len(many.rows[np.arange(10)[::-1]].array()) == 10
+    monkeypatch.setattr(rows, "HELD_BYTES", 10 * 11 * 4)
+    assert isinstance(run(photos, never, max_unreadable=0.1).rows, Held)
+
+
+def test_a_shard_that_is_lost_between_pass_and_training_costs_that_shard(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(photos)
+    monkeypatch.setattr(rows, "HELD_BYTES", 0)
+    many, lost = run(photos, never), shards(photos)[1]
+    lost.unlink()
+    with pytest.raises(CacheError, match=rf"{lost.name}: features are gone since they were computed\. Run the same"):
+        fit_linear_probe(many.rows, np.arange(11) % 2, many.rows, np.arange(11) % 2)
+    calls: list[int] = []
+
+    def count(pixels: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        return forward(pixels)
+
+    assert same(run(photos, lambda: count), expected)
+    assert len(calls) in (3, 4), "one shard of eleven photos"
+
+
+def test_shards_can_be_computed_elsewhere_and_come_in_any_order(photos: Path, tmp_path: Path) -> None:
+    expected = run(photos, cache=tmp_path / "other")
+    done: list[int] = []
+
+    def elsewhere(work: Sequence[Work], advance: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
+        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+            contents = list(pool.map(compute_alone, work, [make] * len(work), [1] * len(work)))
+        for each, content in reversed(list(zip(work, contents, strict=True))):
+            done.append(each.start)
+            advance(len(each.items))
+            yield each.start, content
+
+    assert same(run(photos, never, compute=elsewhere), expected)
+    assert done == [8, 4, 0]
+    assert same(run(photos, never), expected)
 
 
 @pytest.mark.parametrize("after", [0, 3, 6, 10])
@@ -119,14 +178,14 @@ def test_any_flipped_byte_of_a_shard_is_found_or_harmless(photos: Path, caplog: 
     expected = run(photos)
     shard = shards(photos)[1]
     whole = shard.read_bytes()
-    good = features._read_shard(shard)
+    good = Shard.read(shard)
     assert good is not None
     recomputed = 0
     for position in range(0, len(whole), 3):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << (position % 8)
         shard.write_bytes(damaged)
-        found = features._read_shard(shard)
+        found = Shard.read(shard)
         recomputed += found is None
         # A flipped date in a zip header, say, changes nothing.
         assert found is None or (np.array_equal(found.values, good.values) and found.sha256 == good.sha256), position
@@ -159,7 +218,7 @@ def test_a_changed_photo_is_computed_anew(photos: Path) -> None:
     second = run(photos)
     place = [e.id for e in second.examples].index("cat/0002.jpg")
     other = [e.id for e in second.examples].index("dog/0001.jpg")
-    np.testing.assert_array_equal(second.values[place], first.values[other])
+    np.testing.assert_array_equal(second.rows.array()[place], first.rows.array()[other])
     assert second.sha256[place] == first.sha256[other]
     assert second.data_sha256 != first.data_sha256
 
@@ -193,7 +252,7 @@ def test_unreadable_photos_are_left_out_and_listed(photos: Path) -> None:
     found = run(photos, max_unreadable=0.1)
     assert [u.id for u in found.unreadable] == ["cat/0001.jpg"]
     assert "cat/0001.jpg" not in [e.id for e in found.examples]
-    np.testing.assert_array_equal(found.values, np.delete(whole.values, 1, axis=0))
+    np.testing.assert_array_equal(found.rows.array(), np.delete(whole.rows.array(), 1, axis=0))
     assert same(run(photos, never, max_unreadable=0.1), found)
 
 
@@ -211,7 +270,7 @@ def test_a_shard_without_any_readable_photo(photos: Path) -> None:
     for number in range(4):
         (photos / f"cat/000{number}.jpg").write_bytes(b"no photo")
     found = run(photos, max_unreadable=0.5)
-    assert found.values.shape == (7, 11)
+    assert found.rows.array().shape == (7, 11)
     assert same(run(photos, never, max_unreadable=0.5), found)
 
 

@@ -18,6 +18,7 @@ from edgetl.heads import attach, build_head, finish, load
 from edgetl.inputs import ImageInput
 from edgetl.outputs import Task
 from edgetl.probe import fit_linear_probe
+from edgetl.rows import Held
 from edgetl.rundir import RunDir
 from edgetl.tasks import training_outputs
 
@@ -65,9 +66,9 @@ def tiny_run(folder: Path, task: Task) -> RunDir:
     splits = Splits(*(found.select(np.arange(*part)) for part in ((0, 30), (30, 40), (40, PHOTOS))))
     outputs, model = training_outputs(splits.train), _fitted(splits, np.stack(pixels))
     said = np.asarray(model(np.stack(pixels).astype(np.float32)))
-    table = Features(found, said, tuple(hashlib.sha256(each.path.read_bytes()).hexdigest() for each in found), ())
+    table = Features(found, Held(said), tuple(hashlib.sha256(each.path.read_bytes()).hexdigest() for each in found), ())
     validation, test = (
-        metrics.score(part.labels, table.of(part), outputs) for part in (splits.validation, splits.test)
+        metrics.score(part.labels, table.of(part).array(), outputs) for part in (splits.validation, splits.test)
     )
     with rundir.writing(folder / "run", "tiny", Settings()) as run:
         figures = results.Metrics(validation, test, "linear probe", ())

@@ -74,15 +74,17 @@ def exact_copies(examples: Examples) -> list[list[Example]]:
             by_size[example.path.stat().st_size].append(example)
         except OSError:
             continue  # it is reported where it is read
-    by_content: dict[bytes, list[Example]] = defaultdict(list)
+    found: list[list[Example]] = []
     for size, same in by_size.items():
+        by_content: dict[bytes, list[Example]] = defaultdict(list)  # of one size: hashes of all would be 0.2 KB a photo
         for example in same if size and len(same) > 1 else ():
             try:
                 with example.path.open("rb") as file:
                     by_content[hashlib.file_digest(file, "sha256").digest()].append(example)
             except OSError:
                 continue
-    return [same for same in by_content.values() if len(same) > 1]
+        found += [equal for equal in by_content.values() if len(equal) > 1]
+    return found
 
 
 def near_copies(looks: Looks) -> list[list[Example]]:

@@ -15,6 +15,7 @@ from edgetl.cross_validation import assign
 from edgetl.data import Examples
 from edgetl.errors import DatasetError
 from edgetl.probe import L2_GRID, fit_linear_probe
+from edgetl.rows import RowsLike
 
 FOLDS = 5
 
@@ -26,7 +27,7 @@ MAX_DOUBTED = 0.25
 """Where more photos than this share are doubted, 0..1, it is the features that can't tell the classes apart."""
 
 
-def find(features: NDArray[np.float32], examples: Examples, seed: int = 0) -> tuple[list[LabelIssue], str]:
+def find(features: RowsLike, examples: Examples, seed: int = 0) -> tuple[list[LabelIssue], str]:
     """List doubtful labels, most doubtful first.
 
     Args:
@@ -58,7 +59,7 @@ def find(features: NDArray[np.float32], examples: Examples, seed: int = 0) -> tu
     return sorted(issues, key=lambda issue: issue.given_confidence - issue.confidence), rare
 
 
-def _without_rare(features: NDArray[np.float32], examples: Examples) -> tuple[NDArray[np.float32], Examples, str]:
+def _without_rare(features: RowsLike, examples: Examples) -> tuple[RowsLike, Examples, str]:
     """Leave out classes with too few photos for the folds where two others are left: they must not hide the rest."""
     counts = examples.counts
     common = [name for name, count in counts.items() if count >= FOLDS]
@@ -88,7 +89,7 @@ def _reason_to_skip(examples: Examples) -> str:
     return ""
 
 
-def out_of_fold(features: NDArray[np.float32], examples: Examples, seed: int = 0) -> NDArray[np.float32]:
+def out_of_fold(features: RowsLike, examples: Examples, seed: int = 0) -> NDArray[np.float32]:
     """What a linear probe that has not seen a photo says of it, [n, k]; its L2 strength is chosen on the first fold."""
     fold_of = assign(examples, FOLDS, seed)
     outputs = np.zeros((len(examples), len(examples.output_names)), np.float32)

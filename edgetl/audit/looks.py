@@ -20,9 +20,10 @@ from edgetl.console import Bar, progress
 from edgetl.data import Example, Examples, Pixels, Unreadable, default_workers, read_image
 from edgetl.data.images import FORMATS
 from edgetl.errors import UnreadableImageError
-from edgetl.features import SHARD_ROWS, photos_key, read_shard
+from edgetl.features import SHARD_ROWS, photos_key
 from edgetl.inputs import ImageInput
 from edgetl.rundir import write_atomic
+from edgetl.shards import read_shard
 
 SIDE = 120
 """Photos are judged at this size, pixels: blur that can't be seen here hardly shows at what edge models take, and

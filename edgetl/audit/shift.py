@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgetl.audit.findings import Shift
 from edgetl.data import Examples, SplitName
+from edgetl.rows import RowsLike
 
 PER_PART = 2000
 """At most so many photos of each part: enough to tell an accuracy of 0.53 from chance."""
@@ -21,9 +22,7 @@ INVERSE_L2 = 1e-3
 _TELLING = 12
 
 
-def between(
-    features: NDArray[np.float32], examples: Examples, first: SplitName, second: SplitName, seed: int = 0
-) -> Shift | None:
+def between(features: RowsLike, examples: Examples, first: SplitName, second: SplitName, seed: int = 0) -> Shift | None:
     """Test whether photos of two given splits can be told apart.
 
     Both parts are drawn with equal numbers of each class, so that another mix of classes is not taken for other photos.
