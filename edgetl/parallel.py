@@ -236,7 +236,7 @@ class _Ray(Workers):
     """Tasks of a Ray cluster that is there already; its own scheduler finds them a place, and a new one if it dies."""
 
     def __init__(self, address: str, shared: Any, threads: int) -> None:
-        self._ray = connect(address)
+        self._ray, self._ours = connect(address)
         if self._ray.cluster_resources().get("CPU", 0) < threads:
             raise ConfigError(f"--ray {address}: no node with {threads} core(s). Add one to the cluster")
         self._shared = self._ray.put(shared)
@@ -265,21 +265,22 @@ class _Ray(Workers):
         for reference in self._tags:
             self._ray.cancel(reference)
         self._tags.clear()
-        self._ray.shutdown()
+        if self._ours:
+            self._ray.shutdown()
 
 
 def _apply(function: Callable[..., Any], shared: Any, arguments: tuple[Any, ...]) -> Any:
     return function(shared, *arguments)
 
 
-def connect(address: str) -> Any:
+def connect(address: str) -> tuple[Any, bool]:
     """Connect to a Ray cluster.
 
     Args:
         address: `host:port`, `ray://host:port`, or `auto`: the cluster that this machine is a node of.
 
     Returns:
-        The module ray, initialized.
+        The module ray, initialized; and whether it was not before: of a connection of the caller's own.
 
     Raises:
         ConfigError: Ray is not installed, the address is none, or nothing answers there.
@@ -289,6 +290,8 @@ def connect(address: str) -> Any:
         import ray
     except ImportError:
         raise ConfigError('--ray: Ray is not installed. Run pip install "edgetl[cluster]"') from None
+    if ray.is_initialized():
+        return ray, False
     if address != "auto":
         _reach(address)
     try:
@@ -298,7 +301,7 @@ def connect(address: str) -> Any:
         raise ConfigError(
             f"--ray {address}: no cluster can be used: {why[0] if why else type(error).__name__}"
         ) from error
-    return ray
+    return ray, True
 
 
 def _reach(address: str) -> None:

@@ -3,7 +3,7 @@
 A recipe derives its `Config` from `Experiment` and reads from top to bottom: these steps, and its own between them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,8 +19,10 @@ from edgetl.errors import ConfigError, WeightsError
 from edgetl.inputs import ImageInput, InputSpec, ResizeRule
 from edgetl.metrics import score
 from edgetl.outputs import OutputSpec, Task
+from edgetl.parallel import workers
 from edgetl.rows import Rows
 from edgetl.scores import Scores
+from edgetl.shards import Compute, Work, compute_alone
 
 if TYPE_CHECKING:
     import keras
@@ -143,7 +145,7 @@ def find_examples(config: Experiment) -> data.Examples:
         class_order=config.class_order,
     )
     data.refuse_inside(config.out, config.data, examples)
-    return examples
+    return examples.absolute() if config.ray else examples
 
 
 def divide(config: Experiment, examples: data.Examples) -> data.Splits:
@@ -211,10 +213,30 @@ def extract(
         cache=config.cache,
         workers=config.workers or None,
         max_unreadable=config.max_unreadable,
+        compute=on_cluster(config, backbone) if config.ray else None,
     )
     if not all(np.isfinite(block).all() for _, block in table.rows.blocks()):
         raise WeightsError(f"{row.name}: features are not finite with --weights {config.weights}. Use other weights")
     return table
+
+
+def on_cluster(config: Experiment, backbone: "keras.Model") -> Compute:
+    """What has the shards of a pass computed by tasks of a Ray cluster, a core each; this process writes them."""
+
+    def compute(shards: Sequence[Work], advance: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
+        from export.saved_model import float_tflite
+
+        with workers(Interpreters(float_tflite(backbone), 1), ray=config.ray) as pool:
+            for place, content in pool.map(shard_of, [(work,) for work in shards]):
+                advance(len(shards[place].items))
+                yield shards[place].start, content
+
+    return compute
+
+
+def shard_of(interpreters: "Interpreters", work: Work) -> bytes:
+    """One task of such a pass."""
+    return compute_alone(work, interpreters, 1)
 
 
 def fit_linear_head(table: features.Features, splits: data.Splits) -> tuple["keras.Sequential", str]:

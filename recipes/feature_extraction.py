@@ -5,7 +5,6 @@
 
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +20,8 @@ from recipes.experiment import Experiment
 
 if TYPE_CHECKING:
     import keras
+
+    from edgetl.training import OnEpoch
 
 RECIPE = "feature_extraction"
 PROG = f"python -m recipes.{RECIPE}"
@@ -113,7 +114,7 @@ def fit_head(
     config: Config,
     table: features.Features,
     splits: data.Splits,
-    on_epoch: "Callable[[keras.Model], None] | None" = None,
+    on_epoch: "OnEpoch | None" = None,
 ) -> tuple["keras.Sequential", str]:
     """Fit the head on the training split and choose it on the validation split.
 
@@ -121,7 +122,7 @@ def fit_head(
         config: the settings.
         table: features of all photos.
         splits: of the same photos.
-        on_epoch: mlp: called after each epoch with the head for raw features.
+        on_epoch: mlp: told of each epoch, see `edgetl.training.OnEpoch`; what it raises comes out here.
 
     Returns:
         The head, for raw features, in the form in which it is trained; and what was chosen, in words.
@@ -141,7 +142,7 @@ def fit_head(
         config.batch_size,
     )
     outputs, weights = training_outputs(splits.train), splits.train.weights
-    head = train_head(outputs, *train, *validation, settings, weights, seed=config.seed)
+    head = train_head(outputs, *train, *validation, settings, weights, seed=config.seed, on_epoch=on_epoch)
     return head, f"mlp {config.hidden_units}, best epoch"
 
 

@@ -115,7 +115,7 @@ def base_settings(config: Config) -> Any:
     check(config)
     recipe = RECIPES[config.recipe]
     shared = {each.name: getattr(config, each.name) for each in fields(Experiment)}
-    settings = recipe.config(**(shared | {"workers": 1}))
+    settings = recipe.config(**(shared | {"workers": 1, "ray": "", "cache": config.cache.expanduser().absolute()}))
     names = {each.name for each in fields(recipe.config)} - OF_ALL - recipe.barred
     given: dict[str, Value] = {}
     for text in config.fixed:
@@ -213,7 +213,7 @@ def planned(config: Config, base: Any, knobs: Sequence[space.Knob]) -> Plan:
 def prepared(config: Config, base: Any, plan: Plan, examples: data.Examples, run: RunDir) -> tuple[Shared, data.Splits]:
     """Make the one feature pass that trials share, and divide the photos."""
     row, spec = experiment.row_and_spec(base)
-    wide = dataclasses.replace(base, workers=config.workers)
+    wide = dataclasses.replace(base, workers=config.workers, ray=config.ray)
     table = experiment.extract(wide, row, spec, examples, experiment.build_backbone(wide, row, spec))
     splits = experiment.divide(base, table.examples)
     held_out = frozenset(item.id for item in splits.test)

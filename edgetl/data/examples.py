@@ -178,6 +178,11 @@ class Examples:
         except (KeyError, IndexError) as error:
             raise DatasetError(f"{self.source}: no example {error.args[0]!r} among {len(self)}") from None
 
+    def absolute(self) -> "Examples":
+        """The same for processes with another working directory: of a cluster, say."""
+        items = [dataclasses.replace(item, path=item.path.absolute()) for item in self.items]
+        return dataclasses.replace(self, source=self.location, root=self.root.absolute(), items=tuple(items))
+
     def _at(self, position: int) -> Example:
         if not 0 <= position < len(self.items):
             raise IndexError(position)

@@ -16,7 +16,7 @@ import numpy as np
 from edgetl import data, features, rundir
 from edgetl.console import progress, quiet_tensorflow
 from edgetl.errors import ArtifactError, EdgetlError
-from edgetl.metrics import score
+from edgetl.metrics import primary, score
 from edgetl.search.outcome import Outcome, State
 from edgetl.search.space import Value, applied
 from edgetl.search.study import Judge, Plan
@@ -173,16 +173,16 @@ def train_head(shared: Shared, settings: feature_extraction.Config, report: Repo
     """Do what `recipes.feature_extraction` does, without its files."""
     table = table_of(shared, settings)
     splits = untested(experiment.divide(settings, table.examples))
-    validation = table.of(splits.validation)
+    outputs, labels = training_outputs(splits.train), splits.validation.labels
+    scaled = table.of(splits.validation).mapped(features.Scaling.of(table.of(splits.train)).apply)
 
-    def told(head: "keras.Model") -> None:
-        said = np.asarray(head(validation, training=False))
-        report(score(splits.validation.labels, said, training_outputs(splits.train)).primary)
+    def told(epoch: int, loss: float, head: "keras.Model") -> None:
+        report(primary(labels, experiment.predicted(head, scaled), outputs))
 
     head, _ = feature_extraction.fit_head(settings, table, splits, told)
 
     def predict(head: "keras.Model", part: data.Examples) -> "NDArray[np.float32]":
-        return np.asarray(head(table.of(part), training=False))
+        return experiment.predicted(head, table.of(part))
 
     return experiment.finish(head, splits, predict, calibrate_scores=settings.calibrate_scores), splits
 
