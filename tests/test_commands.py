@@ -28,6 +28,7 @@ MODULES = {
     "find-lr": "recipes.find_learning_rate",
     "audit": "recipes.audit",
     "choose": "recipes.choose_backbone",
+    "search": "recipes.search",
     "cross-validate": "recipes.cross_validate",
     "convert": "export.convert",
     "optimize": "export.optimize",
@@ -189,7 +190,59 @@ TUNING: dict[str, tuple[Prepare, list[str]]] = {
 """Wrong for both commands that fine-tune."""
 
 
+SEARCHING: dict[str, tuple[Prepare, list[str]]] = {
+    "no trial": (at_once("--trials", "0"), ["--trials 0: must be at least 1"]),
+    "nothing ahead": (at_once("--ahead", "0"), ["--ahead 0: must be at least 1"]),
+    "processes": (at_once("--processes", "-1"), ["--processes -1", "at least 0 processes"]),
+    "one repeat": (at_once("--repeats", "1"), ["--repeats 1: tells nothing of luck"]),
+    "latency": (at_once("--max-latency-ms", "0"), ["--max-latency-ms 0.0: must be positive"]),
+    "size": (at_once("--max-size-kb", "-3"), ["--max-size-kb -3.0: must be positive"]),
+    "method": (at_once("--method", "bayes"), ["--method", "bayes", "hyperband", "--help"]),
+    "objective": (at_once("--objectives", "speed"), ["speed", "latency_ms", "--help"]),
+    "objective twice": (at_once("--objectives", "size_kb", "size_kb"), ["size_kb size_kb: name each of them once"]),
+    "recipe": (at_once("--recipe", "fine-tune"), ["--recipe", "fine-tune", "'fine_tune'", "--help"]),
+    "grid without points": (at_once("--method", "grid"), ["--method grid", "--space name=choice(a,b,...)"]),
+    "empty grid": (
+        at_once("--method", "grid", "--space", "dropout=choice()"),
+        ["dropout=choice()", "nothing to"],
+    ),
+    "grid of a range": (
+        at_once("--method", "grid", "--space", "dropout=uniform(0,0.5)"),
+        ["--space dropout: a grid needs to know how many points", "uniform(0,0.5,5)"],
+    ),
+    "unknown knob": (at_once("--space", "learningrate=uniform(0,1)"), ["learningrate", "Did you mean learning_rate?"]),
+    "knob of the other recipe": (
+        at_once("--space", "backbone_lr=uniform(0,1)"),
+        ["backbone_lr: the recipe has no such setting"],
+    ),
+    "knob that divides the photos": (at_once("--space", "seed=int(0,9)"), ["--space seed: can't be searched"]),
+    "value that cannot work": (at_once("--space", "epochs=int(0,9)"), ["epochs: 0 can't work", "must be at least 1"]),
+    "unknown network": (
+        at_once("--space", "backbone=choice(MobilNetV2)"),
+        ["backbone: MobilNetV2 can't work", "Did you mean MobileNetV2"],
+    ),
+    "file of knobs": (at_once("--space", "gone.yaml"), ["--space gone.yaml: no such file"]),
+    "fixed": (at_once("--fixed", "epochs"), ["--fixed epochs: not understood", "name=value"]),
+    "fixed unknown": (
+        at_once("--fixed", "epoch=3"),
+        ["--fixed epoch: feature_extraction has no", "epochs"],
+    ),
+    "fixed and searched": (
+        at_once("--fixed", "epochs=3", "--space", "epochs=int(1,4)"),
+        ["--fixed and --space both have epochs"],
+    ),
+    "no cluster": (
+        recipe(folder_of(cat=5, dog=5), "--ray", "127.0.0.1:9"),
+        ["--ray 127.0.0.1:9: not reachable", "ray start --head"],
+    ),
+    "no address": (recipe(folder_of(cat=5, dog=5), "--ray", "cluster"), ["--ray cluster: not an address", "host:port"]),
+    "nothing": (words(), ["--data", "--out", "--help"]),
+    "no folder": (recipe(lambda here: here / "gone"), ["gone", "no such folder or data set"]),
+}
+
+
 CASES: dict[str, tuple[str, Prepare, list[str]]] = {
+    **{f"search: {what}": ("search", prepare, parts) for what, (prepare, parts) in SEARCHING.items()},
     **{
         f"{name}: {what}": (name, prepare, parts)
         for name in ("fine-tune", "find-lr")

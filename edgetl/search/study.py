@@ -95,7 +95,7 @@ class Plan:
             return pruners.NopPruner()
         if self.method == "hyperband":
             return pruners.HyperbandPruner(max_resource=self.epochs)
-        return pruners.MedianPruner(n_startup_trials=_WAIT, n_warmup_steps=max(1, self.epochs // 5))
+        return pruners.MedianPruner(n_startup_trials=_WAIT, n_warmup_steps=max(1, self.epochs // 10))
 
 
 class Judge:

@@ -1,0 +1,287 @@
+"""The search on real photos in real processes: the same trials however it ran, and no test photo looked at."""
+
+import csv
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+from clusters import ray_cluster
+from photos import make_photo_folder
+
+from edgetl import data, rundir
+from edgetl.errors import ConfigError, RunError
+from edgetl.metrics import score
+from edgetl.search.outcome import Outcome
+from recipes import feature_extraction, search
+from recipes.searching.judge import Search, paired_interval
+from recipes.searching.trials import RECIPES
+
+SPACE = ("learning_rate=loguniform(1e-4,1e-2)", "dropout=uniform(0,0.5)", "hidden_units=choice(8,16)")
+
+
+def settings(photos: Path, out: Path, **changes: object) -> search.Config:
+    usual = search.Config(
+        str(photos),
+        out,
+        backbone="MobileNetV3Small",
+        weights="none",
+        image_size=32,
+        method="random",
+        trials=6,
+        space=SPACE,
+        fixed=("head=mlp", "epochs=12"),
+        processes=2,
+        repeats=0,
+    )
+    return dataclasses.replace(usual, **changes)
+
+
+def timeless(outcomes: tuple[Outcome, ...]) -> list[Outcome]:
+    return [dataclasses.replace(each, seconds=0.0) for each in outcomes]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_photo_folder(tmp_path_factory.mktemp("data") / "photos", {"cat": 24, "dog": 24}, size=(32, 32))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Search:
+    return search.main(settings(photos, tmp_path_factory.mktemp("searches") / "one", method="tpe", repeats=2))
+
+
+def copied(found: Search, tmp_path: Path) -> Path:
+    shutil.copytree(found.path, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_a_search_leaves_a_model_a_table_a_picture_and_a_study(found: Search) -> None:
+    out = Path(found.path)
+    assert len(found.outcomes) == 6
+    assert {each.state for each in found.outcomes} <= {"complete", "pruned"}
+    run = rundir.open_run(found.run)  # checks every hash
+    assert run.splits().test.labels.size
+    rows = list(csv.DictReader((out / search.TABLE).open()))
+    assert [float(row["accuracy"]) for row in rows] == [each.figures["accuracy"] for each in found.outcomes]
+    assert (out / search.PICTURE).read_bytes().startswith(b"\x89PNG")
+    study = optuna.load_study(study_name="edgetl", storage=f"sqlite:///{out / 'study.db'}")
+    assert [trial.params for trial in study.trials] == [each.params for each in found.outcomes]
+    assert not list((out / "trials").glob("*/"))  # checkpoints have had their day
+    assert search.main(settings(Path(found.data), out, method="tpe", repeats=2)) == found  # nothing is done again
+
+
+def test_the_best_trials_model_is_what_the_recipe_makes_of_its_settings(found: Search) -> None:
+    (best,) = found.best
+    metrics = rundir.read_json(feature_extraction.Metrics, Path(found.run) / rundir.METRICS)
+    outcome = found.outcomes[best]
+    # The run has all threads, a trial one: sums of floats in another order.
+    assert metrics.validation.primary == pytest.approx(outcome.figures["accuracy"], abs=1 / metrics.validation.samples)
+    assert outcome.figures["accuracy"] == max(e.figures["accuracy"] for e in found.outcomes if e.state == "complete")
+    config = json.loads((Path(found.run) / rundir.CONFIG).read_text())
+    assert config["learning_rate"] == outcome.params["learning_rate"]
+    assert (config["head"], config["epochs"]) == ("mlp", 12)
+    assert found.commands[best].startswith("python -m recipes.feature_extraction --data ")
+
+
+def test_the_first_trial_is_the_defaults(photos: Path, tmp_path: Path) -> None:
+    config = search.Config(str(photos), tmp_path / "out")
+    base = search.base_settings(config)
+    plan = search.planned(config, base, search.default_space(config, base))
+    usual = feature_extraction.Config("d", Path("o"))
+    assert plan.first is not None
+    assert search.applied(base, plan.first) == base
+    assert plan.first["learning_rate"] == usual.learning_rate
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_default_space_holds_the_defaults(recipe: str, photos: Path, tmp_path: Path) -> None:
+    config = search.Config(str(photos), tmp_path / "out", recipe=recipe, max_latency_ms=10.0)
+    base = search.base_settings(config)
+    knobs = search.default_space(config, base)
+    assert {"backbone", "image_size"} <= {knob.name for knob in knobs}  # what costs time varies where time is limited
+    assert search.planned(config, base, knobs).first
+    fewer = search.default_space(dataclasses.replace(config, fixed=("batch_size=8",)), base)
+    assert {knob.name for knob in knobs} - {knob.name for knob in fewer} == {"batch_size"}
+
+
+def test_repeats_compare_with_the_defaults_on_photos_that_chose_nothing(found: Search) -> None:
+    if found.repeats is None:
+        assert found.best[0] == found.defaults
+        return
+    assert len(found.repeats.best) == len(found.repeats.defaults) == 2
+    expected = paired_interval(found.repeats.best, found.repeats.defaults)
+    assert (found.repeats.gain, found.repeats.low, found.repeats.high) == expected
+    assert "other divisions the best settings are" in search.show(found)
+
+
+def test_lost_trials_are_done_again_to_the_same_outcomes(found: Search, tmp_path: Path) -> None:
+    copy = copied(found, tmp_path)
+    for name in ("0001.json", "0004.json", "0005.json"):
+        (copy / "trials" / name).unlink()
+    (copy / "trials" / "0003.json").write_bytes(b"{")
+    (copy / "study.db").unlink()
+    again = search.main(settings(Path(found.data), copy, method="tpe", repeats=2))
+    assert timeless(again.outcomes) == timeless(found.outcomes)
+    assert again.best == found.best
+
+
+def test_more_trials_go_on_from_those_that_are_there(found: Search, tmp_path: Path) -> None:
+    copy = copied(found, tmp_path)
+    more = search.main(settings(Path(found.data), copy, method="tpe", trials=8, repeats=0))
+    assert more.outcomes[:6] == found.outcomes
+    assert len(more.outcomes) == 8
+
+
+def test_a_study_of_other_photos_is_refused(found: Search, tmp_path: Path) -> None:
+    copy = copied(found, tmp_path)
+    other = make_photo_folder(tmp_path / "photos", {"cat": 24, "dog": 24}, size=(32, 32), seed=1)
+    with pytest.raises(RunError, match=r"other settings .*data: "):
+        search.main(settings(other, copy, method="tpe"))
+    changed = shutil.copytree(found.data, tmp_path / "same")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"data": str(changed)}))
+    make_photo_folder(changed, {"cat": 1}, size=(32, 32), seed=7)  # in place of the first cat
+    with pytest.raises(RunError, match=r"a search of other photos or labels \(trial 0\)"):
+        search.main(settings(changed, copy, method="tpe"))
+
+
+def test_no_trial_sees_a_test_photo(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgetl.search.study import Plan
+    from recipes import experiment
+    from recipes.searching import trials
+
+    config = settings(photos, tmp_path / "out")
+    base = search.base_settings(config)
+    plan = search.planned(config, base, search.space.read(config.space))
+    examples = experiment.load_examples(base)
+    with rundir.writing(config.out, search.RECIPE, config) as run:
+        shared, splits = search.prepared(config, base, plan, examples, run)
+    assert isinstance(plan, Plan) and len(shared.held_out) == len(splits.test)
+    scored: list[set[str]] = []
+    finish = experiment.finish
+
+    def watched(model: object, parts: data.Splits, *arguments: object, **options: object) -> object:
+        scored.append({item.id for item in parts.train} | {item.id for item in parts.validation})
+        assert not len(parts.test)
+        return finish(model, parts, *arguments, **options)
+
+    monkeypatch.setattr(experiment, "finish", watched)
+    params = {"learning_rate": 1e-3, "dropout": 0.1, "hidden_units": "8"}
+    trials.run_trial(shared, 0, params, [], {}, {})
+    trials.run_repeat(shared, "defaults", params, seed=5)
+    assert len(scored) == 2 and scored[0] == scored[1]  # another division, of the same photos
+    assert not shared.held_out & scored[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [1, 3])
+def test_a_search_that_was_killed_goes_on_to_the_same_trials(photos: Path, tmp_path: Path, moment: int) -> None:
+    whole = search.main(settings(photos, tmp_path / "whole"))
+    config = settings(photos, tmp_path / "killed")
+    words = ["--data", str(photos), "--out", str(config.out), "--backbone", config.backbone, "--weights", "none"]
+    words += ["--image-size", "32", "--method", "random", "--trials", "6", "--processes", "2", "--repeats", "0"]
+    words += ["--space", *SPACE, "--fixed", *config.fixed]
+    process = subprocess.Popen([sys.executable, "-m", "recipes.search", *words], cwd=Path(__file__).parent.parent)
+    while len(list((config.out / "trials").glob("*.json"))) < moment and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1)  # its workers end when they see that it is gone
+    done = len(list((config.out / "trials").glob("*.json")))
+    assert done < 6
+    resumed = search.main(config)
+    assert timeless(resumed.outcomes) == timeless(whole.outcomes)
+    assert resumed.best == whole.best
+
+
+@pytest.mark.slow
+def test_fine_tuning_is_searched_and_hopeless_trials_are_stopped(photos: Path, tmp_path: Path) -> None:
+    config = settings(
+        photos,
+        tmp_path / "out",
+        recipe="fine_tune",
+        space=("backbone_lr=loguniform(1e-6,1)", "thaw=choice(1,2)"),
+        fixed=("epochs=3", "views=1", "augment=none"),
+        trials=9,
+        method="hyperband",
+    )
+    found = search.main(config)
+    assert any(each.state == "pruned" for each in found.outcomes)
+    assert all(len(each.curve) == 3 for each in found.outcomes if each.state == "complete")
+    assert rundir.open_run(found.run).manifest.recipe == "fine_tune"
+    metrics = json.loads((Path(found.run) / rundir.METRICS).read_text())
+    assert metrics["validation"]["top1"] == pytest.approx(found.outcomes[found.best[0]].figures["accuracy"], abs=0.15)
+
+
+@pytest.mark.slow
+def test_limits_keep_large_networks_out_before_they_are_trained(photos: Path, tmp_path: Path) -> None:
+    config = settings(
+        photos,
+        tmp_path / "out",
+        space=("backbone=choice(MobileNetV3Small,MobileNetV2)", "learning_rate=loguniform(1e-4,1e-2)"),
+        max_size_kb=2000.0,
+        objectives=("int8_accuracy", "latency_ms"),
+        trials=6,
+    )
+    found = search.main(config)
+    by_state = {state: [e for e in found.outcomes if e.state == state] for state in ("complete", "infeasible")}
+    assert {each.params["backbone"] for each in by_state["infeasible"]} == {"MobileNetV2"}
+    assert {each.params["backbone"] for each in by_state["complete"]} == {"MobileNetV3Small"}
+    assert all(not each.curve and each.excess["size_kb"] > 0 for each in by_state["infeasible"])
+    assert all({"int8_accuracy", "latency_ms", "size_kb"} <= set(each.figures) for each in by_state["complete"])
+    assert found.run == "" and found.best and found.device
+    with pytest.raises(ConfigError, match=r"--max-size-kb 5: none of 2 trials keeps it. The nearest is trial \d with"):
+        search.main(dataclasses.replace(config, out=tmp_path / "none", max_size_kb=5.0, trials=2))
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    with ray_cluster(2) as address:
+        yield address
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_same_trials_also_when_a_worker_is_killed(
+    photos: Path, tmp_path: Path, cluster: str
+) -> None:
+    local = search.main(settings(photos, tmp_path / "local"))
+    config = settings(photos, tmp_path / "ray", ray=cluster, cache=tmp_path / "cache")  # the pass is done there as well
+    killer = subprocess.Popen([sys.executable, "-c", KILLER, str(config.out / "trials")])
+    found = search.main(config)
+    assert killer.wait(timeout=10) == 0, "no worker was killed"
+    assert timeless(found.outcomes) == timeless(local.outcomes)
+    assert found.best == local.best
+
+
+KILLER = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+while True:  # until a worker has begun with a trial
+    listed = subprocess.run(["ps", "-axww", "-o", "pid=,args="], capture_output=True, text=True).stdout
+    busy = [int(line.split()[0]) for line in listed.splitlines() if "ray::_apply" in line]
+    if busy and Path(sys.argv[1]).exists() and list(Path(sys.argv[1]).glob("*.json")):
+        os.kill(busy[0], signal.SIGKILL)
+        break
+    time.sleep(0.01)
+"""
+
+
+def test_scores_of_a_trial_are_those_of_the_library(found: Search) -> None:
+    run = rundir.open_run(found.run)
+    validation = run.splits().validation
+    import keras
+    import numpy as np
+
+    model = keras.saving.load_model(run.model_path, compile=False)
+    pixels = np.concatenate([batch.pixels for batch in data.decoded(validation, run.inputs)])
+    said = np.asarray(model(pixels.astype(np.float32), training=False))
+    expected = score(validation.labels, said, run.outputs).primary
+    assert found.outcomes[found.best[0]].figures["accuracy"] == pytest.approx(expected, abs=1 / len(validation))
