@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 
 from edgetl.config import checked
-from edgetl.errors import ConfigError
+from edgetl.errors import ConfigError, EdgetlError
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -250,7 +250,7 @@ def check(
         for value in each.ends():
             try:
                 refuse(applied(settings, {each.name: value}))
-            except ConfigError as error:
+            except EdgetlError as error:
                 raise ConfigError(f"--space {each.name}: {value} can't work: {error}") from None
 
 
