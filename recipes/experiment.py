@@ -31,7 +31,8 @@ class Experiment:
     """The settings that every recipe on photos has; a recipe's own follow."""
 
     data: str
-    """Folder of <class>/<photo>, or of train/ validation/ test/ of such; a table (.csv, .jsonl); elpv, or tfds:NAME."""
+    """Folder of <class>/<photo>, or of train/ validation/ test/ of such; a table (.csv, .jsonl); the URL of one of these,
+    such as s3://bucket/photos; elpv, or tfds:NAME."""
     out: Path = field(metadata={"affects_result": False})
     """Run directory to write. Run the same command again to resume an interrupted run."""
     backbone: str = "EfficientNetLite0"

@@ -43,6 +43,8 @@ _LOCAL = ("file", "local")
 _KNOWN = ("s3", "gs", "https", "file", "az", "sftp")
 _LONGEST = 200
 """Characters of another library's message that are repeated."""
+_CHATTY = ("fsspec", "s3fs", "gcsfs")
+"""Loggers of file systems, which log what they raise."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _Found = tuple[str, str, Mapping[str, Any]]
 """A file of a listing: its path below the place, what the file system calls it, and what it says of it."""
@@ -213,6 +215,9 @@ def _opened(url: str, protocol: str) -> tuple[Any, str]:
     except ImportError as error:
         way_out = f"Run: pip install {package!r}" if protocol in _EXTRAS else "Install what it names"
         raise DatasetError(f"{url}: a package is not installed ({_line(error)}). {way_out}") from error
+    for name in _CHATTY:
+        if not logging.getLogger(name).hasHandlers():  # else Python prints their tracebacks, beside our one line
+            logging.getLogger(name).addHandler(logging.NullHandler())
     fs, root = fsspec.core.url_to_fs(url)
     return fs, root.rstrip("/")
 
