@@ -424,7 +424,8 @@ def test_a_run_finds_its_photos_by_the_url(memory: Counting, photo_folder: Path,
     from recipes import feature_extraction
 
     upload(memory, photo_folder, "/photos")
-    config = feature_extraction.Config("counting://photos", tmp_path / "run", weights="none", image_size=32)
+    tiny: dict[str, Any] = {"backbone": "MobileNet", "width": 0.25, "weights": "none", "image_size": 32}
+    config = feature_extraction.Config("counting://photos", tmp_path / "run", **tiny)
     run = feature_extraction.main(config)
     assert run.manifest.data == "counting://photos"
     assert json.loads((run.path / "config.json").read_text())["data"] == "counting://photos"

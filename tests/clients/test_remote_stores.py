@@ -109,7 +109,8 @@ def test_from_a_bucket_to_an_artifact(store: Store, photos: Path, tmp_path: Path
 
     def train(out: str) -> Any:
         path = tmp_path / out
-        return feature_extraction.main(feature_extraction.Config(url, path, weights="none", image_size=32))
+        tiny = {"backbone": "MobileNet", "width": 0.25, "weights": "none", "image_size": 32}
+        return feature_extraction.main(feature_extraction.Config(url, path, **tiny))
 
     run = train("first")
     assert store.fetched() == sum(PHOTOS.values())
