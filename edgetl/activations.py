@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache, partial
@@ -31,6 +31,7 @@ from edgetl.disk_budget import Entry, check_budget, lock_file, make_room
 from edgetl.errors import ConfigError, UnreadableImageError
 from edgetl.features import Forward, photos_key
 from edgetl.inputs import InputSpec
+from edgetl.locks import alone
 from edgetl.rundir import new_file
 
 SHARD_ROWS = 256
@@ -191,7 +192,7 @@ def store(
         fcntl.flock(lock, fcntl.LOCK_SH)
         os.utime(lock.fileno())  # the time of the last use
         layout.folder.mkdir(exist_ok=True)
-        with _writing(layout.folder):
+        with alone(layout.folder, "border activations: another process is computing them; waiting for it"):
             missing = _missing(layout)
             if len(missing) < len(layout.paths):
                 done = sum(layout.rows(shard) for shard in range(len(layout.paths)) if shard not in missing)
@@ -338,18 +339,3 @@ def _views_of(example: Example, layout: _Layout, forward: Forward, bar: Bar) -> 
             )
         bar.advance()
     return values
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Check and fill an entry alone; whoever comes second waits and then finds it filled."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("border activations: another process is computing them; waiting for it")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -360,6 +360,7 @@ def _refuse_other_settings(stored: Path, settings: dict[str, Any], config: Any) 
         old = None
     if not isinstance(old, dict):
         raise RunError(f"{stored}: damaged (no JSON object). Choose another --out or delete the directory")
+    old = _younger(old, config) | old
     changed = [
         f"{name}: {old.get(name)} -> {settings.get(name)}"
         for name in sorted(set(old) | set(settings))
@@ -370,6 +371,13 @@ def _refuse_other_settings(stored: Path, settings: dict[str, Any], config: Any) 
             f"{stored.parent}: holds a run with other settings ({'; '.join(changed)}). "
             "Choose another --out or use the same settings"
         )
+
+
+def _younger(old: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Give the settings that a stored run is older than: their defaults stand for what it did without them."""
+    fields = [f for f in dataclasses.fields(config) if f.name not in old and f.default is not dataclasses.MISSING]
+    usual = json.loads(to_json(dataclasses.replace(config, **{f.name: f.default for f in fields})))
+    return {f.name: usual[f.name] for f in fields}
 
 
 @contextlib.contextmanager

@@ -96,7 +96,7 @@ def describe(run: RunDir, scheme: str) -> Description:
         RunError: the settings are damaged.
     """
     settings = _settings(run)
-    row = registry.BACKBONES.get(str(settings.get("backbone")))
+    row = registry.named_by(settings)
     versions = installed_versions()
     name = row.name if row else "model"
     photos, sentence = f"RGB photos of {run.inputs.width}x{run.inputs.height} pixels", SENTENCES[run.outputs.task]

@@ -53,6 +53,7 @@ class Config(Experiment):
     """Rank backbones on a sample of the photos, next to their size and speed as int8 on this machine."""
 
     backbone: Annotated[str, Fixed, Suppress] = ""
+    width: Annotated[float, Fixed, Suppress] = 1.0
     test_fraction: Annotated[float, Fixed, Suppress] = 0.0
     backbones: str = "edge"
     """Names joined by commas; `edge`: those of at most 6 million parameters whose weights are on this machine; `all`:

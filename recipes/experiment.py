@@ -34,11 +34,13 @@ class Experiment:
     """The settings that every recipe on photos has; a recipe's own follow."""
 
     data: str
-    """Folder of <class>/<photo>, or of train/ validation/ test/ of such; a table (.csv, .jsonl); elpv, or tfds:NAME."""
+    """Folder of <class>/<photo>, or of train/ validation/ test/; table (.csv, .jsonl); URL of either; elpv; tfds:NAME."""
     out: Path = field(metadata={"affects_result": False})
     """Run directory to write. Run the same command again to resume an interrupted run."""
     backbone: str = "EfficientNetLite0"
     """Pretrained network; `edgetl backbones` lists all."""
+    width: float = 1.0
+    """Multiplier of its channels, where there are weights of several: 0.35 of MobileNetV2 is MobileNetV2_035."""
     weights: str = "imagenet"
     """`imagenet`, `none` (random), or a file: .weights.h5, .h5, .keras."""
     image_size: int = 0
@@ -80,7 +82,10 @@ def check_common(config: Experiment) -> None:
 
     Raises:
         ConfigError: names the option, what it got, and what it takes.
+        BackboneError: no such backbone, or none of that width.
     """
+    if config.backbone:  # else the recipe goes through several
+        registry.of_width(config.backbone, config.width)
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"--seed {config.seed}: must be between 0 and {2**32 - 1}")
     check_share("max-unreadable", config.max_unreadable)
@@ -103,9 +108,9 @@ def row_and_spec(config: Experiment) -> tuple[Backbone, ImageInput]:
     """The backbone's row of the registry, and the input contract of the model to be made.
 
     Raises:
-        BackboneError: no such backbone.
+        BackboneError: no such backbone, or none of that width.
     """
-    row = registry.get(config.backbone)
+    row = registry.of_width(config.backbone, config.width)
     size = config.image_size or row.default_size
     return row, ImageInput(size, size, config.resize)
 

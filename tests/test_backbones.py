@@ -12,7 +12,7 @@ import pytest
 from edgetl.backbones.__main__ import Config, main, show
 from edgetl.backbones.backbone import KerasFile
 from edgetl.backbones.build import NORMALIZE_LAYER, build, construct
-from edgetl.backbones.registry import BACKBONES, get
+from edgetl.backbones.registry import BACKBONES, get, named_by, of_width
 from edgetl.errors import BackboneError
 from edgetl.inputs import ImageInput
 
@@ -20,7 +20,9 @@ slow = pytest.mark.slow
 # One small member of every module of keras.applications, and of both normalizations of EfficientNetV2.
 FAMILIES = [
     ("MobileNet", "mobilenet"),
+    ("MobileNet_025", "mobilenet"),
     ("MobileNetV2", "mobilenet_v2"),
+    ("MobileNetV2_140", "mobilenet_v2"),
     ("MobileNetV3Small", "mobilenet_v3"),
     ("EfficientNetB0", "efficientnet"),
     pytest.param("EfficientNetV2B0", "efficientnet_v2", marks=slow),
@@ -37,7 +39,10 @@ FAMILIES = [
     pytest.param("InceptionV3", "inception_v3", marks=slow),
     pytest.param("InceptionResNetV2", "inception_resnet_v2", marks=slow),
 ]
-SMALL = {"EfficientNetLite0", "MobileNet", "MobileNetV2", "MobileNetV3Small", "VGG16", "Xception"}
+WIDTHS = {"MobileNet": (0.25, 0.5, 0.75), "MobileNetV2": (0.35, 0.5, 0.75, 1.3, 1.4)}
+"""Besides 1."""
+OTHER_WIDTHS = {f"{name}_{round(100 * width):03}" for name, widths in WIDTHS.items() for width in widths}
+SMALL = {"EfficientNetLite0", "MobileNet", "MobileNetV2", "MobileNetV3Small", "VGG16", "Xception"} | OTHER_WIDTHS
 ALL = [pytest.param(name, marks=() if name in SMALL else slow) for name in BACKBONES]
 KERAS = [name for name in BACKBONES if BACKBONES[name].constructor.startswith("keras.")]
 
@@ -58,9 +63,10 @@ def randomize(model: keras.Model) -> None:
 
 
 def test_the_table_has_every_constructor_of_keras():
-    assert set(KERAS) == constructors()
+    assert set(KERAS) == constructors() | OTHER_WIDTHS
     assert len(constructors()) == 40
-    assert set(BACKBONES) - constructors() == {f"EfficientNetLite{number}" for number in range(5)}
+    assert set(BACKBONES) - set(KERAS) == {f"EfficientNetLite{number}" for number in range(5)}
+    assert all(BACKBONES[name].family in constructors() for name in KERAS)
 
 
 def test_every_module_of_keras_is_a_family():
@@ -84,6 +90,37 @@ def test_lookup_ignores_spelling(spelling):
     assert get(spelling).name == "MobileNetV2"
 
 
+def test_a_family_has_its_members_by_width():
+    for name, widths in WIDTHS.items():
+        for width in widths:
+            found = of_width(name, width)
+            assert found.name == f"{name}_{round(100 * width):03}"
+            assert (found.family, found.width) == (name, width)
+            assert get(f"{name}_{width:.2f}") is get(found.name.lower()) is of_width(found.name, 1) is found
+            assert of_width(found.name, 1 / width) is get(name)
+    assert of_width("mobilenet_v2_050", 0.7).name == "MobileNetV2_035"
+    assert of_width("EfficientNetLite0", 1.0).name == "EfficientNetLite0"
+    message = (
+        r"^backbone MobileNetV2: there is no width 0\.6 of it, only 0\.35, 0\.5, 0\.75, 1, 1\.3, 1\.4\. Choose one"
+    )
+    with pytest.raises(BackboneError, match=message):
+        of_width("mobilenetv2", 0.6)
+    with pytest.raises(
+        BackboneError, match=r"VGG16: there is no width 2 of it, only 1\. Leave it out; several have Mobi"
+    ):
+        of_width("vgg16", 2)
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(BackboneError, match="there is no width"):
+            of_width("MobileNet", wrong)
+
+
+def test_settings_of_a_run_name_their_backbone():
+    assert named_by({"backbone": "MobileNetV2", "width": 0.35}).name == "MobileNetV2_035"
+    assert named_by({"backbone": "mobilenet_v2"}).name == "MobileNetV2"  # of before there were widths
+    for none in ({}, {"backbone": "custom"}, {"backbone": "MobileNetV2", "width": 0.1}):
+        assert named_by(none) is None
+
+
 def test_unknown_name_suggests():
     with pytest.raises(BackboneError, match=r"'mobilnet_v2' is unknown. Did you mean MobileNetV2.*lists all$"):
         get("mobilnet_v2")
@@ -96,8 +133,10 @@ def test_unknown_name_suggests():
 @pytest.mark.parametrize(("name", "module"), FAMILIES)
 def test_raw_pixels_give_what_keras_gives_after_its_preprocessing(name, module, tmp_path):
     """Random weights travel as a legacy .h5, as the published ones do, made with Keras' own preprocessing inside."""
-    spec = ImageInput(80, 96)
-    theirs = getattr(keras.applications, name)(include_top=False, weights=None, pooling="avg", input_shape=spec.shape)
+    spec, row = ImageInput(80, 96), BACKBONES[name]
+    width = {"alpha": row.width} if row.width != 1 else {}
+    constructor = getattr(keras.applications, row.family)
+    theirs = constructor(include_top=False, weights=None, pooling="avg", input_shape=spec.shape, **width)
     randomize(theirs)
     statistics = [layer for layer in theirs.layers if isinstance(layer, keras.layers.Normalization) and layer.weights]
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

@@ -341,6 +341,11 @@ def test_a_run_is_described_by_its_backbone(tmp_path: Path) -> None:
     assert str(tmp_path) not in to_json(about)
 
 
+def test_a_width_is_a_backbone_of_its_own(tmp_path: Path) -> None:
+    about = describe(a_run(tmp_path, '{"backbone": "mobilenet_v2", "width": 0.35, "weights": "imagenet"}'), "int8")
+    assert (about.name, about.backbone) == ("MobileNetV2_035 int8", "MobileNetV2_035")
+
+
 @pytest.mark.parametrize(
     ("config", "backbone"),
     [

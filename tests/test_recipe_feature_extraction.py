@@ -211,7 +211,7 @@ def test_a_damaged_finished_run_is_not_called_finished(run_copy: RunDir, photo_f
 
 
 def test_settings_in_a_run_have_the_names_that_earlier_runs_have(trained_run: RunDir) -> None:
-    shared = "data out backbone weights image_size resize validation_fraction test_fraction task label targets"
+    shared = "data out backbone width weights image_size resize validation_fraction test_fraction task label targets"
     shared += " class_order group seed max_unreadable cache workers exclude allow_leakage"
     own = "head hidden_units dropout learning_rate weight_decay epochs batch_size calibrate_scores"
     assert [field.name for field in dataclasses.fields(Experiment)] == shared.split()
@@ -382,6 +382,16 @@ def test_a_call_is_checked_like_the_command_line(
     with pytest.raises(ConfigError, match=re.escape(message)):
         main(config(photo_folder, tmp_path / "run", **changes))
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_backbone_is_checked_before_the_data(tmp_path: Path) -> None:
+    for changes, message in (
+        ({"backbone": "MobilNet"}, "'MobilNet' is unknown. Did you mean MobileNet"),
+        ({"backbone": "MobileNet", "width": 0.3}, "MobileNet: there is no width 0.3 of it, only 0.25, 0.5, 0.75, 1."),
+    ):
+        with pytest.raises(BackboneError, match=re.escape(message)):
+            main(config(tmp_path / "nowhere", tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
 
 
 def test_out_inside_the_data_is_refused(tmp_path: Path) -> None:

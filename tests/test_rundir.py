@@ -217,6 +217,17 @@ def test_the_same_settings_find_a_finished_run_and_change_nothing(run: RunDir) -
     assert {path: path.stat().st_mtime_ns for path in run.path.iterdir()} == before
 
 
+def test_a_run_that_is_older_than_a_setting_has_its_default(run: RunDir) -> None:
+    stored = run.path / rundir.CONFIG
+    settings = json.loads(stored.read_text())
+    del settings["rate"]
+    stored.write_text(json.dumps(settings))
+    with writing(run.path, "toy", Settings(run.path)) as again:
+        assert again.finished
+    with pytest.raises(RunError, match=r"other settings \(rate: 0\.1 -> 0\.2\)"):
+        enter(run.path, "toy", Settings(run.path, rate=0.2))
+
+
 def test_other_settings_are_refused_by_name(run: RunDir) -> None:
     before = content(run.path)
     with pytest.raises(RunError, match=r"other settings \(rate: 0.1 -> 0.2; seed: 0 -> 7\)\. Choose another --out"):

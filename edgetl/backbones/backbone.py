@@ -88,7 +88,8 @@ class Backbone:
 
     name: str
     constructor: str
-    """`module:function`, called with `input_shape`, and with what else of Keras' usual arguments it takes."""
+    """`module:function`, called with `input_shape`, with `width` as `alpha` where it takes that, and with what else of
+    Keras' usual arguments it takes."""
     normalization: Normalization
     default_size: int
     """Side of the square photos that it was trained on, pixels."""
@@ -107,6 +108,13 @@ class Backbone:
     """What comes after the last of these, if it has weights, is the block `top`."""
     output: str = field(default="avg_pool", repr=False)
     """Name of the operation that gives the features."""
+    width: float = 1.0
+    """Multiplier of the channels of each layer, `alpha` in the papers."""
+
+    @property
+    def family(self) -> str:
+        """Name of the member of width 1; members differ in width alone."""
+        return self.constructor.partition(":")[2]
 
     @property
     def weight_source(self) -> str:

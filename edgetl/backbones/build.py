@@ -65,7 +65,8 @@ def construct(backbone: Backbone, spec: ImageInput, **options: Any) -> keras.Mod
     module, _, function = backbone.constructor.partition(":")
     constructor = getattr(importlib.import_module(module), function)
     accepted = inspect.signature(constructor).parameters
-    defaults = {"include_top": False, "include_preprocessing": False, "weights": None, "pooling": "avg"}
+    usual = {"include_top": False, "include_preprocessing": False, "weights": None, "pooling": "avg"}
+    defaults = usual | {"alpha": backbone.width}
     known = {key: value for key, value in defaults.items() if key in accepted}
     return constructor(**{**known, "input_shape": spec.shape, **options})
 

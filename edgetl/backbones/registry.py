@@ -4,11 +4,15 @@ Imports neither Keras nor TensorFlow: constructors are named here and resolved i
 adding a row; the tests run over the table.
 
 Top-1 is the published single-crop accuracy on the ImageNet validation set at the default size: Keras Applications' own
-table; for MobileNetV3 its docstring in Keras; for EfficientNet-Lite the reference implementation's README.
+table; for MobileNetV3 its docstring in Keras; for EfficientNet-Lite the reference implementation's README; for widths
+other than 1 the tables of the paper (MobileNet, arXiv 1704.04861) and of TensorFlow's research/slim (MobileNetV2), as
+Keras' documentation of the two modules repeats them.
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 from urllib.parse import urljoin
 
 from edgetl.backbones.backbone import Backbone, BlockEnd, KerasFile, Normalization, PackagedFile
@@ -16,7 +20,7 @@ from edgetl.errors import BackboneError
 
 
 def get(name: str) -> Backbone:
-    """Find a backbone, ignoring case, `-` and `_`: `mobilenet_v2` is `MobileNetV2`.
+    """Find a backbone, ignoring case, `-`, `_` and `.`: `mobilenet_v2_0.35` is `MobileNetV2_035`.
 
     Raises:
         BackboneError: there is none of that name.
@@ -30,8 +34,41 @@ def get(name: str) -> Backbone:
     raise BackboneError(f"backbone {name!r} is unknown. {hint}`edgetl backbones` lists all")
 
 
+def of_width(name: str, width: float) -> Backbone:
+    """Find the member of a backbone's family that is so many times as wide: 0.5 of `MobileNetV2` is `MobileNetV2_050`.
+
+    Args:
+        name: of any member; `width` counts from its own.
+        width: multiplier of its channels; 1 is the backbone itself.
+
+    Raises:
+        BackboneError: there is no such backbone, or its family has none of that width.
+    """
+    row = get(name)
+    members = [each for each in BACKBONES.values() if each.family == row.family]
+    for each in members:
+        if math.isclose(each.width, row.width * width):
+            return each
+    several = dict.fromkeys(each.family for each in BACKBONES.values() if each.width != 1)
+    widths = ", ".join(f"{each.width / row.width:g}" for each in members)
+    advice = "Choose one of these" if len(members) > 1 else f"Leave it out; several have {', '.join(several)}"
+    raise BackboneError(f"backbone {row.name}: there is no width {width:g} of it, only {widths}. {advice}")
+
+
+def named_by(settings: Mapping[str, Any]) -> Backbone | None:
+    """Find the backbone that the settings of a run name; None where they name none, or one of another version's.
+
+    Args:
+        settings: what its config.json holds.
+    """
+    try:
+        return of_width(str(settings.get("backbone")), float(settings.get("width", 1.0)))
+    except BackboneError:
+        return None
+
+
 def _key(name: str) -> str:
-    return name.lower().replace("-", "").replace("_", "")
+    return name.lower().replace("-", "").replace("_", "").replace(".", "")
 
 
 MINUS_1_TO_1 = Normalization((1 / 127.5,) * 3, (-1.0,) * 3)
@@ -105,13 +142,17 @@ def _family(
     output: str = "avg_pool",
     rows: Sequence[_Row],
 ) -> Iterator[Backbone]:
-    """Share what the members of one family of Keras Applications have in common; `file` has a gap for the member."""
+    """Share what the members of one kind of Keras Applications have in common; `file` has a gap for the member.
+
+    A name may end in the width, in hundredths.
+    """
     for name, default_size, parameters, features, top1, member, digest in rows:
+        function, _, hundredths = name.partition("_")
         url = urljoin(_APPLICATIONS, file.replace("{}", member))
         cached = cache_name.replace("{}", member) or url.rpartition("/")[2]
         yield Backbone(
             name=name,
-            constructor=f"keras.applications:{name}",
+            constructor=f"keras.applications:{function}",
             normalization=normalization,
             default_size=default_size,
             min_size=min_size,
@@ -122,6 +163,7 @@ def _family(
             imagenet=KerasFile(url, digest, cached, sizes),
             blocks=blocks,
             output=output,
+            width=int(hundredths or 100) / 100,
         )
 
 
@@ -159,6 +201,9 @@ _ROWS = (
         blocks=_MOBILENET,
         output=_POOLING,
         rows=[
+            ("MobileNet_025", 224, 218_544, 256, 0.506, "2_5_{size}", None),
+            ("MobileNet_050", 224, 829_536, 512, 0.637, "5_0_{size}", None),
+            ("MobileNet_075", 224, 1_832_976, 768, 0.684, "7_5_{size}", None),
             ("MobileNet", 224, 3_228_864, 1024, 0.704, "1_0_{size}", None),
         ],
     ),
@@ -170,7 +215,12 @@ _ROWS = (
         blocks=_MOBILENET_V2,
         output=_POOLING,
         rows=[
+            ("MobileNetV2_035", 224, 410_208, 1280, 0.603, "0.35_{size}", None),
+            ("MobileNetV2_050", 224, 706_224, 1280, 0.654, "0.5_{size}", None),
+            ("MobileNetV2_075", 224, 1_382_064, 1280, 0.698, "0.75_{size}", None),
             ("MobileNetV2", 224, 2_257_984, 1280, 0.713, "1.0_{size}", None),
+            ("MobileNetV2_130", 224, 3_766_048, 1664, 0.744, "1.3_{size}", None),
+            ("MobileNetV2_140", 224, 4_363_712, 1792, 0.75, "1.4_{size}", None),
         ],
     ),
     *_family(

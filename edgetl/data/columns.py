@@ -51,20 +51,34 @@ def roles_of(columns: Sequence[str], path: Path, wanted: Labelling) -> Roles:
         DatasetError: a column is missing, or there are some for more than one task.
     """
     task, labels = _task_and_labels(columns, path, wanted)
-    photo = next((name for name in PHOTO_COLUMNS if name in columns), None)
-    if photo is None:
-        raise DatasetError(f"{path}: no column path (or file_name). {nearest('path', columns)} Rename one or add it")
+    photo = photo_column(columns, path)
     at = {name: index for index, name in enumerate(columns)}
-    taken = {photo, *labels, "split", "group", "weight", ""}
+    taken = {columns[photo], *labels, "split", "group", "weight", ""}
     return Roles(
         task,
-        at[photo],
+        photo,
         tuple(at[name] for name in labels),
         at.get("split"),
         at.get("group"),
         at.get("weight"),
         tuple(index for name, index in at.items() if name not in taken),
     )
+
+
+def photo_column(columns: Sequence[str], path: Path) -> int:
+    """Find the column that says where a photo lies.
+
+    Args:
+        columns: their names.
+        path: of the table, for the message.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    photo = next((name for name in PHOTO_COLUMNS if name in columns), None)
+    if photo is None:
+        raise DatasetError(f"{path}: no column path (or file_name). {nearest('path', columns)} Rename one or add it")
+    return columns.index(photo)
 
 
 def _task_and_labels(columns: Sequence[str], path: Path, wanted: Labelling) -> tuple[Task, tuple[str, ...]]:

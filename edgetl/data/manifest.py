@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgetl.data.columns import PHOTO_COLUMNS, Labelling, Roles, roles_of
+from edgetl.data.columns import PHOTO_COLUMNS, Labelling, Roles, photo_column, roles_of
 from edgetl.data.examples import SPLIT_NAMES, Example, Examples, Label, SplitName, ordered
 from edgetl.data.scan import check_name
 from edgetl.data.tables import Cell, Table, read_table
@@ -108,6 +108,23 @@ def load_manifest(
     ]
     rest = tuple(f"{columns[i]}_" if columns[i] in OWN else columns[i] for i in roles.rest)
     return Examples(source, root, names, tuple(items), roles.task, rest)
+
+
+def named_photos(path: Path) -> tuple[str, ...]:
+    """List the photos that a table names, in its order, whether they are there or not.
+
+    Args:
+        path: the table.
+
+    Returns:
+        Posix paths relative to the table's folder.
+
+    Raises:
+        DatasetError: see the message; it names file and line.
+    """
+    table = read_table(path, PHOTO_COLUMNS)
+    at, home = photo_column(table.columns, path), str(path.parent.absolute())
+    return tuple(_id(cells[at], "", home, table.where(line)) for line, cells in table.rows)
 
 
 def _metadata(folder: Path) -> Path | None:

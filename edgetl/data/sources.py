@@ -1,4 +1,4 @@
-"""Where labelled examples come from: folders of classes or of splits, tables, and data sets by name."""
+"""Where labelled examples come from: folders of classes or of splits, tables, URLs, and data sets by name."""
 
 import dataclasses
 import difflib
@@ -13,6 +13,7 @@ from edgetl.data.elpv import load_elpv
 from edgetl.data.examples import SPLIT_NAMES, Example, Examples, SplitName, ordered
 from edgetl.data.images import EXTENSIONS
 from edgetl.data.manifest import load_manifest, metadata_tables
+from edgetl.data.remote import fetch, is_url, renamed
 from edgetl.data.scan import Found, check_name, scan
 from edgetl.data.tables import SUFFIXES
 from edgetl.data.tfds import tfds_folder
@@ -49,7 +50,8 @@ def load(
 
     Args:
         data: a folder in one of the two layouts; a Hugging Face image folder; a table, see `manifest`; the name of a
-            data set; or `tfds:NAME`, a prepared data set of TensorFlow Datasets.
+            data set; `tfds:NAME`, a prepared data set of TensorFlow Datasets; or the URL of a folder or a table, see
+            `remote`.
         task: what is learned; `auto` goes by the columns of a table, and is classification elsewhere.
         label: column of a table that holds the class or the labels; its name is `label` or `labels` otherwise.
         targets: columns of a table that hold numbers to be learned; otherwise those whose names begin with `target`.
@@ -72,17 +74,25 @@ def _find(data: str | Path, wanted: Labelling) -> Examples:
             log.info("%s: the named data set, not the folder here; that would be ./%s", data, data)
         _refuse_columns(data, wanted, class_order=True)
         return NAMED[data](wanted.task)
+    if is_url(data):
+        path = fetch(data)
+        with renamed(data, path):
+            return _read(path, data, wanted)
     if isinstance(data, str) and data.startswith(TFDS):
         data = tfds_folder(data.removeprefix(TFDS))
-    path = _existing(data)
+    return _read(_existing(data), str(data), wanted)
+
+
+def _read(path: Path, source: str, wanted: Labelling) -> Examples:
+    """Take a folder or a table for what it is."""
     if path.suffix.lower() in SUFFIXES and path.is_file():
-        return load_manifest({None: path}, path.parent, str(data), wanted)
+        return load_manifest({None: path}, path.parent, source, wanted)
     if not path.is_dir():
-        raise DatasetError(f"{data}: a file, need a folder with {LAYOUT}, or a table. Unpack it if it is an archive")
+        raise DatasetError(f"{source}: a file, need a folder with {LAYOUT}, or a table. Unpack it if it is an archive")
     if tables := metadata_tables(path):
-        return load_manifest(tables, path, str(data), wanted, folders=True)
-    _refuse_columns(str(data), wanted)
-    return _load_folder(path, str(data), wanted)
+        return load_manifest(tables, path, source, wanted, folders=True)
+    _refuse_columns(source, wanted)
+    return _load_folder(path, source, wanted)
 
 
 def locate(data: str | Path) -> Path:
@@ -98,7 +108,7 @@ def locate(data: str | Path) -> Path:
         return NAMED[data]("auto").root
     if isinstance(data, str) and data.startswith(TFDS):
         return tfds_folder(data.removeprefix(TFDS))
-    root = _existing(data)
+    root = fetch(data) if is_url(data) else _existing(data)
     return root if root.is_dir() else root.parent
 
 
@@ -123,7 +133,8 @@ def _advice(data: str) -> str:
     near = difflib.get_close_matches(data.lower(), NAMED, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]}? " if near else ""
     tables = f"a table (*{' *'.join(SUFFIXES)})"
-    return f"{hint}Give a folder with {LAYOUT}, {tables}, {TFDS}NAME, or a named data set: {', '.join(NAMED)}"
+    other = f"{tables}, either by URL as well, {TFDS}NAME, or a named data set: {', '.join(NAMED)}"
+    return f"{hint}Give a folder with {LAYOUT}, {other}"
 
 
 def _refuse_columns(data: str, wanted: Labelling, *, class_order: bool = False) -> None:

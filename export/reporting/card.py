@@ -14,7 +14,7 @@ from export.reporting.conditions import worst_slice
 from export.reporting.joined import Report
 from export.reporting.material import Material
 from export.reporting.origins import origin
-from export.reporting.verdict import licence_of
+from export.reporting.verdict import backbone_of, licence_of
 
 TO_FILL_IN = "_(to be written by the author)_"
 _SPECIAL = re.compile(r"[\\`*_\[\]<>|~&@$]|:(?=//)|(?<=[wW]{3})\.")
@@ -40,7 +40,7 @@ def card(material: Material, summary: Summary) -> str:
     """
     report, run = material.report, material.run
     name = PRIMARY[report.task]
-    backbone = str(material.settings.get("backbone", "made elsewhere"))
+    backbone = backbone_of(material) or "made elsewhere"
     licence = licence_of(material) or "not known"
     size = run.inputs
     lines = [

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from edgetl.backbones.registry import BACKBONES
+from edgetl.backbones.registry import named_by
 from edgetl.history import watch
 from edgetl.outputs import Task
 from edgetl.scores import PRIMARY, ClassScores, OutputScores, RegressionScores
@@ -54,7 +54,7 @@ def summary(material: Material) -> Summary:
     kind = KINDS[report.task].format(
         outputs=len(material.spec.names), numbers=count(len(material.spec.names), "number")
     )
-    backbone = material.settings.get("backbone")
+    backbone = backbone_of(material)
     network = f"a fine-tuned {backbone}" if report.recipe == "fine_tune" else backbone or "a network made elsewhere"
     told = GOOD[report.task].format(
         scheme=row.scheme, primary=percent(row.primary), samples=f"{row.samples:,}", outputs=len(material.spec.names)
@@ -198,7 +198,13 @@ def _most_common(material: Material) -> tuple[str, float] | None:
     return material.spec.names[most], samples[most] / sum(samples)
 
 
+def backbone_of(material: Material) -> str:
+    """Name of the backbone; empty where the settings name none."""
+    row = named_by(material.settings)
+    return row.name if row else str(material.settings.get("backbone", ""))
+
+
 def licence_of(material: Material) -> str:
     """Of the backbone's pretrained weights; empty where none is known."""
-    row = BACKBONES.get(str(material.settings.get("backbone")))
+    row = named_by(material.settings)
     return row.licence if row and material.settings.get("weights", "imagenet") == "imagenet" else ""
