@@ -1,7 +1,8 @@
 """Training a head of Keras layers on stored features: at which rate, for how long, in which order.
 
 Not by `fit`: of the 8.5 ms that it takes for 64 examples of 1,280 features on one core, its pipeline and the calls
-between steps are more than half; a loop inside one graph takes 3 ms. And the order in which shards are read is ours.
+between steps are more than half; a loop inside one graph takes 3 ms (`benchmarks/heads.py`). And the order in which
+shards are read is ours.
 """
 
 from collections.abc import Callable, Iterator

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from photos import make_photo_folder
 
-from edgetl import data, features, results
+from edgetl import data, features, results, rows, shards
 from edgetl.backbones.build import build
 from edgetl.errors import BackboneError, ConfigError, DatasetError, EdgetlError, RunError, WeightsError
 from edgetl.inputs import ImageInput
@@ -152,6 +152,24 @@ def test_a_second_run_takes_its_features_from_the_cache(
     assert same_weights(first, second)
 
 
+def test_features_that_stay_in_their_shards_make_the_same_run(
+    photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = main(config(photo_folder, tmp_path / "held", cache=tmp_path / "cache"))
+    monkeypatch.setattr(rows, "HELD_BYTES", 0)
+    monkeypatch.setattr(features, "SHARD_ROWS", 8)
+    stored = main(config(photo_folder, tmp_path / "stored", cache=tmp_path / "small shards"))
+    assert parts(held) == parts(stored)
+    for before, after in zip(weights(held), weights(stored), strict=True):
+        # Sums of float32 products in another order.
+        np.testing.assert_allclose(after, before, atol=1e-4 * np.abs(before).max())
+    assert stored.manifest.data_sha256 == held.manifest.data_sha256
+    assert (
+        read_json(Metrics, stored.path / METRICS).test.confusion
+        == read_json(Metrics, held.path / METRICS).test.confusion
+    )
+
+
 def test_a_finished_run_is_left_as_it_is(trained_run: RunDir, photo_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(trained_run.path, tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -238,16 +256,16 @@ def test_help_explains_every_option_inherited_ones_included() -> None:
 
 SLOW_PHOTOS = """if True:
     import os, sys, time
-    from edgetl import features
+    from edgetl import features, shards
     from recipes import feature_extraction as recipe
     from edgetl.config import command
     features.SHARD_ROWS = 8
-    read = features.load_pixels
+    read = shards.load_pixels
     def slow(example, spec):
         os.write(1, b"photo\\n")
         time.sleep(0.05)
         return read(example, spec)
-    features.load_pixels = slow
+    shards.load_pixels = slow
     sys.exit(command(recipe.main, recipe.Config, prog=recipe.PROG, show=recipe.show))
 """
 
@@ -279,14 +297,14 @@ def test_ctrl_c_in_the_feature_pass_and_a_second_run(photo_folder: Path, tmp_pat
     settings = config(photo_folder, run.path, cache=tmp_path / "cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "SHARD_ROWS", 8)
-        read = features.load_pixels
+        read = shards.load_pixels
         computed: list[str] = []
 
         def counted(example: data.Example, spec: ImageInput) -> object:
             computed.append(example.id)
             return read(example, spec)
 
-        patch.setattr(features, "load_pixels", counted)
+        patch.setattr(shards, "load_pixels", counted)
         resumed = main(settings)
         assert len(computed) == 60 - 8 * kept
         whole = main(dataclasses.replace(settings, out=tmp_path / "whole", cache=tmp_path / "elsewhere"))

@@ -137,6 +137,7 @@ def test_a_head_of_files_learns_and_repeats_by_seed(tmp_path: Path, monkeypatch:
         np.testing.assert_array_equal(a, b)
     assert np.abs(first[0] - other[0]).max() > 1e-3
     head = train_head(*arguments, seed=1)
+    np.testing.assert_array_equal(head.get_weights()[0], first[0])  # whatever was trained meanwhile
     # Chance is a third; 75 photos at random would be right on a half of them with a probability of 0.002.
     assert (np.asarray(head(values[held])).argmax(axis=1) == labels[held]).mean() > 0.7
 
