@@ -61,6 +61,8 @@ class Config(fine_tune.Config):
     """Pretrained network that learns; `edgetl backbones` lists all."""
     data: str = ""
     """Where the teacher's photos are now; where they were, by default."""
+    seed: int = 0
+    """Of everything random; the split is the teacher's."""
     temperature: float = 4.0
     """Divides the logits of teacher and student before they are compared: the higher, the more classes that are both
     improbable count. Not for regression."""
