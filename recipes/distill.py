@@ -44,7 +44,7 @@ SETTLED = (
     "group",
     "exclude",
 )
-"""Options of other recipes that the teacher's run has settled: parsed, so that they can be refused in words."""
+"""Options of fine-tuning that the teacher's run has settled; `export.reporting.origins` lists them, too."""
 
 
 @dataclass(frozen=True, kw_only=True)

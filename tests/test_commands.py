@@ -28,6 +28,7 @@ MODULES = {
     "find-lr": "recipes.find_learning_rate",
     "audit": "recipes.audit",
     "choose": "recipes.choose_backbone",
+    "distill": "recipes.distill",
     "cross-validate": "recipes.cross_validate",
     "convert": "export.convert",
     "optimize": "export.optimize",
