@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 from tyro.conf import Suppress, arg
 
 from edgetl import data, results, rundir
@@ -21,14 +22,18 @@ from edgetl.comparison import agreement
 from edgetl.config import checked, command, to_json
 from edgetl.console import progress
 from edgetl.errors import ConfigError
-from edgetl.outputs import Task
+from edgetl.metrics import said_labels
+from edgetl.outputs import OutputSpec, Task
 from edgetl.rundir import RunDir
 from edgetl.scores import Scores, summary
+from edgetl.tasks import UNTUNED
 from recipes import fine_tune, lessons
 from recipes.lessons import Lessons
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from edgetl.history import Epoch
 
@@ -166,7 +171,7 @@ def save(config: Config, run: RunDir, ready: fine_tune.Prepared, history: "Seque
     done = fine_tune.scored(config, ready)
     with progress("compare with the teacher", len(ready.splits.validation)) as bar:
         said = fine_tune.predict(done.model, ready.spec, ready.splits.validation, bar)
-    same = agreement(taught.said, said, done.outputs)
+    same = agreed(taught, said, done.outputs)
     plain = fine_tune.metrics_of(config, ready, history, done)
     metrics = Metrics(
         **{**vars(plain), "notes": (*notes(config, taught, same), *plain.notes)},
@@ -175,6 +180,16 @@ def save(config: Config, run: RunDir, ready: fine_tune.Prepared, history: "Seque
     )
     further = {lessons.RECORD: to_json(taught.record)}
     fine_tune.seal(config, run, ready, history, done, metrics, RECIPE, further)
+
+
+def agreed(taught: Lessons, said: "NDArray[np.float32]", outputs: OutputSpec) -> float:
+    """Share of the validation photos of which student and teacher say the same; labels each by its own thresholds."""
+    theirs = taught.said
+    if outputs.task == "multi_label":
+        pairs = ((theirs, taught.teacher.run.outputs), (said, outputs))
+        theirs, said = (said_labels(each, spec).astype(np.float32) for each, spec in pairs)
+        outputs = replace(outputs, thresholds=(UNTUNED,) * len(outputs.names))
+    return agreement(theirs, said, outputs)
 
 
 def notes(config: Config, taught: Lessons, same: float) -> tuple[str, ...]:

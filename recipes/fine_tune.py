@@ -269,7 +269,7 @@ def prepare(
     plan = planned(config, blocks)
     refuse_what_does_not_fit(config, plan)
     if teacher:
-        teacher.refuse_streamed(plan, blocks)
+        teacher.refuse_plan(plan, blocks)
     table = experiment.extract(config, row, spec, examples, backbone)
     refuse_other_photos(run, table)
     splits = experiment.divide(config, table.examples)

@@ -32,7 +32,11 @@ if TYPE_CHECKING:
     from recipes.distill import Config
 
 RECORD = "teacher.json"
-"""What a run of the recipe has besides those of every run."""
+"""What a run of the recipe has besides the files of every run."""
+FORM = 1
+"""Part of the key of what is stored of a teacher: raise it when the same model would be stored otherwise."""
+UNLABELLED = "unlabelled:"
+"""What ids of photos without labels begin with: their folder may have the same names in it as the one with labels."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,17 @@ class Teacher:
     unlabelled: data.Examples | None
     """Found, not read yet."""
 
-    def refuse_streamed(self, plan: tuple[Phase, ...], blocks: "Sequence[Block]") -> None:
-        """Insist on views that are stored: there must be a frozen part below what learns.
+    def refuse_plan(self, plan: tuple[Phase, ...], blocks: "Sequence[Block]") -> None:
+        """Insist on views that are stored, for which there must be a frozen part, and on something that hints can move.
 
         Raises:
-            ConfigError: everything is thawed.
+            ConfigError: everything is thawed; or nothing is, with hints.
         """
+        if self.config.hint_weight and not plan[-1].thawed:
+            raise ConfigError(
+                f"--hint-weight {self.config.hint_weight:g}: works on blocks; --thaw {self.config.thaw} thaws none. "
+                "Set it to 0"
+            )
         if len(plan[-1].thawed) == len(blocks):
             raise ConfigError(
                 f"--thaw: all {len(blocks)} blocks are thawed, so that photos would be augmented anew in each epoch, "
@@ -99,6 +108,12 @@ class Teacher:
                 f"{lost.id}: the teacher has seen it, and it can't be read now ({lost.reason}). Restore it"
             )
         self.run.refuse_changed(table.examples, table.sha256)
+        if spec.resize != self.run.inputs.resize:
+            log.warning(
+                "--resize %s: the teacher takes photos by %s, and so sees other parts of them than the student",
+                spec.resize,
+                self.run.inputs.resize,
+            )
         unlabelled: data.Examples | None = None
         hashes: dict[str, str] = {}
         if self.unlabelled is not None:
@@ -189,7 +204,12 @@ class Lessons:
             preset=config.augment if views > 1 else "none",
             views=views,
             seed=config.seed,
-            key={"teacher": run.model_sha256, "means": str(means.tolist()), "deviations": str(outputs.deviations)},
+            key={
+                "form": str(FORM),
+                "teacher": run.model_sha256,
+                "means": str(means.tolist()),
+                "deviations": str(outputs.deviations),
+            },
             cache=config.cache,
             budget_bytes=int(config.disk_budget_gb * 1e9),
             workers=config.workers or None,
@@ -245,10 +265,6 @@ def find_unlabelled(config: "Config", examples: data.Examples) -> data.Examples:
     # The label is that of a photo of several labels that has none: to take it for a class is an error, not a zero.
     items = [data.Example(f"{UNLABELLED}{name}", root / name, ()) for name in sorted(found.photos)]
     return examples.with_items(items)
-
-
-UNLABELLED = "unlabelled:"
-"""What ids of photos without labels begin with: their folder may have the same names in it as the one with labels."""
 
 
 def unseen(found: features.Features, table: features.Features) -> tuple[data.Examples, dict[str, str]]:

@@ -362,6 +362,7 @@ def test_a_finished_run_is_left_as_it_is(
         ({"resume": True}, "--resume: .* holds no run"),
         ({"unlabelled": "nowhere"}, "--unlabelled nowhere: no such folder"),
         ({"thaw": "all"}, "all 18 blocks are thawed, .*Thaw 17 at most"),
+        ({"thaw": "0", "hint_weight": 1.0}, "--hint-weight 1: works on blocks; --thaw 0 thaws none"),
     ],
     ids=str,
 )
