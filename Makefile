@@ -44,7 +44,7 @@ format: $(READY)
 
 benchmarks: $(READY)  ## the figures of docs/measurements.md; after `make demo`
 	for name in startup decoding latency feature_extraction accuracy fine_tuning normalization quantization audit \
-		choose_backbone heads scaling; do $(BIN)/python -m benchmarks.$$name || exit; done
+		choose_backbone heads scaling distillation; do $(BIN)/python -m benchmarks.$$name || exit; done
 	$(BIN)/python -m benchmarks.evaluation $(RUN)
 
 families: $(READY)  ## after a change that lets a backbone take a scheme, or no longer

@@ -54,6 +54,7 @@ class _Layout:
     views: int
     seed: int
     folder: Path
+    title: str
 
     @cached_property
     def width(self) -> int:
@@ -156,6 +157,7 @@ def store(
     cache: Path,
     budget_bytes: int,
     workers: int | None = None,
+    title: str = "border activations",
 ) -> Activations:
     """Compute the border activations of all views of all examples, or open those that an earlier pass stored.
 
@@ -172,6 +174,7 @@ def store(
         cache: directory of all caches.
         budget_bytes: what all entries may take together.
         workers: threads; default one per core.
+        title: what progress and messages call them.
 
     Returns:
         The activations, open; close them after use.
@@ -185,7 +188,7 @@ def store(
     root = cache.expanduser() / "activations"
     root.mkdir(parents=True, exist_ok=True)
     name = _entry_key(examples, spec, shapes, preset, views, seed, key)
-    layout = _Layout(examples, spec, shapes, preset, views, seed, root / name)
+    layout = _Layout(examples, spec, shapes, preset, views, seed, root / name, title)
     check_budget(layout.entry, budget_bytes)
     with contextlib.ExitStack() as on_error:
         lock = on_error.enter_context(lock_file(layout.folder).open("ab"))
@@ -196,7 +199,7 @@ def store(
             missing = _missing(layout)
             if len(missing) < len(layout.paths):
                 done = sum(layout.rows(shard) for shard in range(len(layout.paths)) if shard not in missing)
-                log.info("border activations: %d of %d photos taken from %s", done, len(examples), layout.folder)
+                log.info("%s: %d of %d photos taken from %s", title, done, len(examples), layout.folder)
             make_room(layout.entry, sum(layout.file_bytes(shard) for shard in missing), budget_bytes)
             if missing:
                 _compute(layout, missing, make_forward(), workers or default_workers())
@@ -272,7 +275,7 @@ def _missing(layout: _Layout) -> list[int]:
             if _is_whole(layout.paths[shard], layout.file_bytes(shard)):
                 whole.add(shard)
             else:
-                log.warning("border activations: %s is damaged and will be computed again", layout.paths[shard])
+                log.warning("%s: %s is damaged and will be computed again", layout.title, layout.paths[shard])
                 layout.paths[shard].unlink()
             bar.advance()
     return [shard for shard in range(len(layout.paths)) if shard not in whole]
@@ -294,7 +297,7 @@ def _is_whole(path: Path, size: int) -> bool:
 
 def _compute(layout: _Layout, missing: list[int], forward: Forward, workers: int) -> None:
     views = sum(layout.rows(shard) for shard in missing) * layout.views
-    with progress("border activations", views) as bar, ThreadPoolExecutor(workers, "front") as pool:
+    with progress(layout.title, views) as bar, ThreadPoolExecutor(workers, "front") as pool:
         for shard in missing:
             photos = layout.examples.items[shard * SHARD_ROWS :][: layout.rows(shard)]
             one = partial(_views_of, layout=layout, forward=forward, bar=bar)
@@ -334,7 +337,7 @@ def _views_of(example: Example, layout: _Layout, forward: Forward, bar: Bar) -> 
             values[index] = forward(seen)[0]
         if not np.isfinite(values[index]).all():
             raise ConfigError(
-                f"{example.path}: border activations are not finite or beyond 65504, the end of float16, "
+                f"{example.path}: {layout.title} are not finite or beyond 65504, the end of float16, "
                 "and can't be stored. Use --views 0 to compute them in every epoch"
             )
         bar.advance()

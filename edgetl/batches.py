@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ from edgetl.errors import DatasetError, UnreadableImageError
 from edgetl.inputs import InputSpec
 from edgetl.outputs import OutputSpec
 from edgetl.tasks import as_targets
+
+if TYPE_CHECKING:
+    from edgetl.teaching import Teaching
 
 quiet_tensorflow()
 import tensorflow as tf  # noqa: E402
@@ -125,7 +128,7 @@ class Batches:
 
     source: Source
     labels: NDArray[Any]
-    """Of the photos of the source, as `Examples.labels`."""
+    """Of the photos of the source, as `Examples.labels`; with a teacher, of its first ones: the others have none."""
     outputs: OutputSpec
     """What a model of them says while it learns."""
     batch_size: int
@@ -134,17 +137,19 @@ class Batches:
     """`natural`: each photo once per epoch. `balanced`: as many photos of each class as of any other."""
     weights: NDArray[np.float32] | None = None
     """[n], of the photos in the loss, their mean 1; None counts all alike."""
+    teaching: "Teaching | None" = None
+    """What a teacher says of the photos of the source."""
     _failed: list[Exception] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def size(self) -> int:
         """Photos per batch: never more than there are."""
-        return min(self.batch_size, len(self.labels))
+        return min(self.batch_size, len(self.source))
 
     @property
     def steps(self) -> int:
         """Batches per epoch. What doesn't fill the last one is left out, other photos in each epoch."""
-        return len(self.labels) // self.size
+        return len(self.source) // self.size
 
     def order(self, phase: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows and views of one epoch, each [steps, size]."""
@@ -153,12 +158,12 @@ class Batches:
         if self.sampling == "balanced":
             rows = balanced_indices(self.labels, count, rng)
         else:
-            rows = rng.permutation(len(self.labels))[:count]
+            rows = rng.permutation(len(self.source))[:count]
         views = rng.integers(0, self.source.views, count)
         return rows.reshape(self.steps, self.size), views.reshape(self.steps, self.size)
 
     def dataset(self, phase: int, epoch: int, first_step: int = 0) -> tf.data.Dataset:
-        """The batches of one epoch from a step on: (inputs, labels float32 [size, k]), and weights [size] if any."""
+        """The batches of one epoch from a step on: (inputs, targets float32 [size, k or more]), and weights [size]."""
         rows, views = self.order(phase, epoch)
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
@@ -169,7 +174,7 @@ class Batches:
 
     def _batch(self, rows: Any, views: Any) -> tuple[tuple[Any, ...], Any]:
         inputs = self.source.signature()
-        shapes = [(len(self.outputs.names),), *([()] if self.weights is not None else [])]
+        shapes = [(self._width,), *([()] if self.weights is not None else [])]
         kinds = [*(x.dtype for x in inputs), *(tf.float32 for _ in shapes)]
         tensors = tf.numpy_function(self._gather, [rows, views], kinds)
         shapes = [*(x.shape[1:] for x in inputs), *shapes]
@@ -180,7 +185,7 @@ class Batches:
         """Run outside of the graph. TensorFlow never forgets such a function: it must not hold on to one epoch."""
         try:
             weights = [] if self.weights is None else [self.weights[rows]]
-            return [*self.source.gather(rows, views), self.targets(rows), *weights]
+            return [*self.source.gather(rows, views), self.targets(rows, views), *weights]
         except Exception as error:
             self._failed.append(error)
             raise
@@ -199,6 +204,19 @@ class Batches:
             return
         raise failed
 
-    def targets(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Labels of some photos as the loss takes them, float32 [n, k]: classes as one-hot rows."""
-        return as_targets(self.labels[rows], self.outputs)
+    @property
+    def _width(self) -> int:
+        return len(self.outputs.names) + (self.teaching.width + 1 if self.teaching else 0)
+
+    def targets(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Labels of some photos as the loss takes them, float32 [n, k]: classes as one-hot rows.
+
+        With a teacher [n, k + width + 1]: labels, 0 where there is none; what the teacher says of these views; and
+        whether there is a label. So everything that mixes labels mixes all of it.
+        """
+        if self.teaching is None:
+            return as_targets(self.labels[rows], self.outputs)
+        known = rows < len(self.labels)
+        labels = np.zeros((len(rows), len(self.outputs.names)), np.float32)
+        labels[known] = as_targets(self.labels[rows[known]], self.outputs)
+        return np.hstack([labels, self.teaching.columns(rows, views), known[:, None].astype(np.float32)])

@@ -36,6 +36,7 @@ from edgetl.optimizers import state as optimizer_state
 from edgetl.phases import Phase
 from edgetl.schedules import Plateau, Schedule, current_learning_rate, schedule, set_learning_rate
 from edgetl.scores import PRIMARY
+from edgetl.teaching import TaughtLoss
 from edgetl.trainee import (
     BatchNormPolicy,
     Precision,
@@ -117,7 +118,7 @@ class FineTuning:
 
         Args:
             model: what is behind the border, or the whole: the inputs of the source -> outputs, its head in
-                the form in which it is trained.
+                the form in which it is trained; with a second output where it is hinted at a teacher's features.
             blocks: of the backbone, from input to output; those in front of the border may be among them.
             phases: what learns when.
             train: batches of the training split.
@@ -144,6 +145,7 @@ class FineTuning:
         weights = np.ones(classes, np.float32) if classes else None
         if settings.class_weights and classes:
             weights = class_weights(train.labels, classes)
+        self._class_weights = weights
         self._label_weights = label_weights(train.labels) if settings.class_weights and not classes else None
         self._strategy = strategy_for(settings.distribute, train.size)
         with self._strategy.scope():
@@ -155,7 +157,7 @@ class FineTuning:
                 if settings.augment != "none"
                 else [],
                 Mixing(settings.mixup, settings.cutmix, settings.seed),
-                weights,
+                None if train.teaching else weights,
             )
         self._generators = seed_generators([self._trainee])
         start = self._starting_point()
@@ -259,6 +261,8 @@ class FineTuning:
             if settings.precision == "mixed_float16":
                 optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
             loss = make_loss(self._batches.outputs, settings.label_smoothing, settings.focal_gamma, self._label_weights)
+            if self._batches.teaching:
+                loss = TaughtLoss(loss, self._batches.teaching, self._class_weights)
             self._trainee.compile(optimizer, loss, jit_compile=False)
             optimizer.build(self._trainee.trainable_variables)
         if self._found and self._at.phase == index:

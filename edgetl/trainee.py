@@ -39,10 +39,11 @@ class Trainee(keras.Model):  # type: ignore[misc]
         """Wrap a model.
 
         Args:
-            model: inputs (one tensor or several) -> outputs [n, k].
+            model: inputs (one tensor or several) -> outputs [n, k], and guessed features if it is hinted at any.
             augmentation: layers for pixels 0..255; none where the inputs are activations.
             mixing: of examples and their labels.
-            class_weights: [classes], weight of each class in the loss; None where labels are no classes.
+            class_weights: [classes], weight of each class in the loss; None where labels are no classes, or the loss
+                weighs them itself.
         """
         super().__init__(name="trainee")
         self.model, self.augmentation, self.mixing = model, list(augmentation), mixing
@@ -52,8 +53,12 @@ class Trainee(keras.Model):  # type: ignore[misc]
         """Do nothing: the wrapped model is built."""
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        """Run the wrapped model on a tuple of float32 tensors."""
-        return self.model(list(inputs) if isinstance(self.model.input, list) else inputs[0], training=training)
+        """Run the wrapped model on a tuple of float32 tensors; while it learns, guessed features come at the end."""
+        said = self.model(list(inputs) if isinstance(self.model.input, list) else inputs[0], training=training)
+        if not isinstance(said, list):
+            return said
+        outputs, guesses = said
+        return tf.concat([outputs, tf.cast(guesses, outputs.dtype)], axis=1) if training else outputs
 
     @property
     def mean_loss(self) -> Any:

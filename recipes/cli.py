@@ -13,6 +13,7 @@ COMMANDS = {
     "choose-backbone": ("recipes.choose_backbone", "rank pretrained networks on a sample of your photos"),
     "feature-extraction": ("recipes.feature_extraction", "train a new head on a frozen backbone"),
     "fine-tune": ("recipes.fine_tune", "train the last blocks of a backbone as well"),
+    "distill": ("recipes.distill", "train a small network towards a fine-tuned large one"),
     "cross-validate": ("recipes.cross_validate", "k-fold: how sure the figures are"),
     "find-learning-rate": ("recipes.find_learning_rate", "suggest learning rates for fine-tuning"),
     "convert": ("export.convert", "make .tflite artifacts from a run"),

@@ -8,7 +8,7 @@ gradients of a random head (LP-FT, Kumar et al. 2022). Then blocks are thawed fr
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from edgetl.batches import Batches
     from edgetl.fine_tuning import FineTuning, Settings, Validation
     from edgetl.history import Epoch
+    from recipes.lessons import Lessons, Teacher
 
 RECIPE = "fine_tune"
 PROG = f"python -m recipes.{RECIPE}"
@@ -160,6 +161,8 @@ class Prepared:
     head: str
     """How the probe was chosen."""
     probe_validation: Scores
+    lessons: "Lessons | None" = None
+    """Of the teacher, if there is one."""
 
 
 def main(config: Config) -> RunDir:
@@ -174,8 +177,7 @@ def main(config: Config) -> RunDir:
     """
     config = checked(config)
     check(config)
-    if config.resume and not (config.out.expanduser() / rundir.CONFIG).is_file():
-        raise RunError(f"--resume: {config.out} holds no run to go on with. Leave it out to start one")
+    check_resume(config)
     return train_on(config, experiment.load_examples(config))
 
 
@@ -221,6 +223,16 @@ def check(config: Config) -> None:
         raise ConfigError(f"--views {config.views}: must be a number of versions, 0 to store none, or -1 to choose")
 
 
+def check_resume(config: Config) -> None:
+    """Insist that there is a run to go on with, if that was asked for.
+
+    Raises:
+        RunError: there is none.
+    """
+    if config.resume and not (config.out.expanduser() / rundir.CONFIG).is_file():
+        raise RunError(f"--resume: {config.out} holds no run to go on with. Leave it out to start one")
+
+
 def _option(name: str) -> str:
     return name.replace("_", "-")
 
@@ -230,13 +242,16 @@ def _default(name: str) -> object:
 
 
 @contextmanager
-def prepare(config: Config, examples: data.Examples, run: RunDir) -> Iterator[Prepared]:
+def prepare(
+    config: Config, examples: data.Examples, run: RunDir, teacher: "Teacher | None" = None
+) -> Iterator[Prepared]:
     """Do all that comes before training: backbone, plan, probe, and the activations at the border.
 
     Args:
         config: the settings.
         examples: all photos.
         run: the directory; nothing is written into it.
+        teacher: whom the student of a distillation learns from.
 
     Yields:
         What training starts from; stored activations are held open for the time of the block.
@@ -251,19 +266,14 @@ def prepare(config: Config, examples: data.Examples, run: RunDir) -> Iterator[Pr
     row, spec = experiment.row_and_spec(config)
     backbone = experiment.build_backbone(config, row, spec)
     blocks = blocks_of(backbone, row)
-    plan = phases.plan(
-        phases.thawed_blocks(config.thaw, blocks),
-        epochs=config.epochs,
-        groups=config.gradual,
-        epochs_per_group=config.epochs_per_group,
-        head_learning_rate=config.head_lr,
-        backbone_learning_rate=config.backbone_lr,
-        layer_decay=config.layer_decay,
-    )
+    plan = planned(config, blocks)
     refuse_what_does_not_fit(config, plan)
+    if teacher:
+        teacher.refuse_plan(plan, blocks)
     table = experiment.extract(config, row, spec, examples, backbone)
     refuse_other_photos(run, table)
     splits = experiment.divide(config, table.examples)
+    lessons = teacher.prepare(row, spec, table, splits, backbone, run) if teacher else None
     probe, chosen = experiment.fit_linear_head(table, splits)
     outputs = training_outputs(splits.train)
     head = heads.build_head(
@@ -278,10 +288,26 @@ def prepare(config: Config, examples: data.Examples, run: RunDir) -> Iterator[Pr
     head.set_weights(probe.get_weights())
     model = heads.attach(backbone, head)
     show_plan(config, outputs.task, model, blocks, plan)
-    with training_data.sources(config, row, spec, model, plan, splits) as (learner, train, validation):
+    whole = lessons.hinted(model, backbone) if lessons else model
+    with training_data.sources(config, row, spec, whole, plan, splits, lessons) as (learner, train, validation):
         labels, said = splits.validation.labels, experiment.predicted(probe, table.of(splits.validation))
         validated = score(labels, said, tuned(outputs, labels, said))
-        yield Prepared(row, spec, table, splits, model, learner, blocks, plan, train, validation, chosen, validated)
+        yield Prepared(
+            row, spec, table, splits, model, learner, blocks, plan, train, validation, chosen, validated, lessons
+        )
+
+
+def planned(config: Config, blocks: "tuple[Block, ...]") -> tuple[Phase, ...]:
+    """The phases that the settings ask for."""
+    return phases.plan(
+        phases.thawed_blocks(config.thaw, blocks),
+        epochs=config.epochs,
+        groups=config.gradual,
+        epochs_per_group=config.epochs_per_group,
+        head_learning_rate=config.head_lr,
+        backbone_learning_rate=config.backbone_lr,
+        layer_decay=config.layer_decay,
+    )
 
 
 def refuse_what_does_not_fit(config: Config, plan: tuple[Phase, ...]) -> None:
@@ -431,19 +457,26 @@ def write_tensorboard(folder: Path, step: int, row: "Epoch") -> None:
 
 
 def save(config: Config, run: RunDir, ready: Prepared, history: "Sequence[Epoch]") -> None:
-    """Score the model and write the run; the checkpoint has had its day."""
-    from edgetl.history import to_csv
-    from edgetl.plots import training_curves
+    """Score the model and write the run."""
+    done = scored(config, ready)
+    seal(config, run, ready, history, done, metrics_of(config, ready, history, done))
 
+
+def scored(config: Config, ready: Prepared) -> experiment.Finished:
+    """Bring the model into the form in which it is saved, and tell how good it is."""
     passes = (2 if config.calibrate_scores else 1) * len(ready.splits.validation) + len(ready.splits.test)
     with progress("score the model", passes) as bar:
-        done = experiment.finish(
+        return experiment.finish(
             ready.model,
             ready.splits,
             lambda model, part: predict(model, ready.spec, part, bar),
             calibrate_scores=config.calibrate_scores,
         )
-    metrics = Metrics(
+
+
+def metrics_of(config: Config, ready: Prepared, history: "Sequence[Epoch]", done: experiment.Finished) -> Metrics:
+    """What `metrics.json` is to hold."""
+    return Metrics(
         done.validation,
         done.test,
         ready.head,
@@ -451,11 +484,38 @@ def save(config: Config, run: RunDir, ready: Prepared, history: "Sequence[Epoch]
         ready.probe_validation,
         (*notes(config, ready, history), *done.notes),
     )
+
+
+def seal(
+    config: Config,
+    run: RunDir,
+    ready: Prepared,
+    history: "Sequence[Epoch]",
+    done: experiment.Finished,
+    metrics: Metrics,
+    recipe: str = RECIPE,
+    further: "Mapping[str, bytes | str] | None" = None,
+) -> None:
+    """Write the run; the checkpoint has had its day.
+
+    Args:
+        config: the settings.
+        run: the directory.
+        ready: what training started from.
+        history: its epochs.
+        done: the model as it is saved.
+        metrics: its figures.
+        recipe: what made it.
+        further: results that only that recipe has.
+    """
+    from edgetl.history import to_csv
+    from edgetl.plots import training_curves
+
     curves = training_curves(history, title(config, ready), ready.train.outputs.task)
-    extra: dict[str, bytes | str] = {HISTORY: to_csv(history), CURVES: curves}
+    extra: dict[str, bytes | str] = {HISTORY: to_csv(history), CURVES: curves, **(further or {})}
     results.save(
         run,
-        RECIPE,
+        recipe,
         ready.spec,
         done.outputs,
         done.model,
@@ -505,9 +565,9 @@ def notes(config: Config, ready: Prepared, history: "Sequence[Epoch]") -> tuple[
     return tuple(lines)
 
 
-def show(run: RunDir) -> str:
-    """What came out and what to do next."""
-    metrics = rundir.read_json(Metrics, run.path / rundir.METRICS)
+def show(run: RunDir, kind: type[Metrics] = Metrics) -> str:
+    """What came out and what to do next; `kind` is what its `metrics.json` holds."""
+    metrics = rundir.read_json(kind, run.path / rundir.METRICS)
     return "\n".join(
         [
             *metrics.notes,

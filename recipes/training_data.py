@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgetl.batches import Batches, Source
     from edgetl.fine_tuning import Validation
     from recipes.fine_tune import Config
+    from recipes.lessons import Lessons
 
 DEFAULT_VIEWS = 8
 """Stored views where nobody says otherwise and the preset does not have a number of its own."""
@@ -34,8 +35,11 @@ def sources(
     model: "keras.Model",
     plan: tuple[Phase, ...],
     splits: data.Splits,
+    lessons: "Lessons | None" = None,
 ) -> Iterator[tuple["keras.Model", "Batches", "Validation"]]:
     """Store the activations at the border below all that will be thawed, or stream the photos if there is none.
+
+    With `lessons`, photos without a label are among those to train on, and what the teacher says is stored, too.
 
     Yields:
         What is trained, the batches for it, and what it is judged on.
@@ -63,14 +67,18 @@ def sources(
             why = "everything is thawed, so there is nothing to store" if front is None else "--views 0"
             log.info("%s: photos are decoded and augmented anew in each epoch", why)
         # Room for both parts is asked for at once: what does not fit is said before anything is computed.
+        views, outputs = number_of_views(config), training_outputs(splits.train)
+        photos = lessons.photos(splits.train) if lessons else splits.train
+        teaching = stack.enter_context(lessons.teaching(photos, views, outputs)) if lessons else None
         train = Batches(
-            source(splits.train, number_of_views(config), reserved=len(splits.validation)),
+            source(photos, views, reserved=len(splits.validation)),
             splits.train.labels,
-            training_outputs(splits.train),
+            outputs,
             config.batch_size,
             config.seed,
             "balanced" if config.class_balance == "sampling" else "natural",
-            relative_weights(splits.train.weights),
+            relative_weights(photos.weights),
+            teaching,
         )
         validation = Validation(source(splits.validation, 1), splits.validation.labels)
         yield (model if isinstance(train.source, StreamedSource) else tail), train, validation

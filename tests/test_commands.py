@@ -29,6 +29,7 @@ MODULES = {
     "audit": "recipes.audit",
     "choose": "recipes.choose_backbone",
     "search": "recipes.search",
+    "distill": "recipes.distill",
     "cross-validate": "recipes.cross_validate",
     "convert": "export.convert",
     "optimize": "export.optimize",

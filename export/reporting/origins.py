@@ -13,6 +13,10 @@ from export.reporting.verdict import licence_of
 
 OF_THE_MACHINE = ("recipe", "cache", "workers", "resume", "disk_budget_gb", "tensorboard")
 """What config.json holds besides the settings of the experiment: where and how it ran; paths may tell who ran it."""
+NO_OPTIONS = {
+    "distill": ("validation_fraction", "test_fraction", "task", "label", "targets", "class_order", "group", "exclude")
+}
+"""What a recipe takes over from the one that it is made of, and gives no option for."""
 COMMAND_WIDTH = 92
 
 
@@ -129,7 +133,7 @@ def recipe_words(settings: dict[str, Any], recipe: str) -> list[str]:
     words = ["python", "-m", f"recipes.{recipe}"]
     for name, value in settings.items():
         option = f"--{name.replace('_', '-')}"
-        if name in OF_THE_MACHINE:
+        if name in OF_THE_MACHINE or name in NO_OPTIONS.get(recipe, ()):
             continue
         if isinstance(value, bool):
             words.append(option if value else option.replace("--", "--no-", 1))

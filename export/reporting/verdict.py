@@ -45,6 +45,8 @@ KINDS: dict[Task, str] = {
     "multi_label": "says which of {outputs} labels a photo has",
     "regression": "estimates {numbers}",
 }
+TRAINED = {"fine_tune": "a fine-tuned {}", "distill": "a distilled {}"}
+"""Recipes whose networks are not what the backbone's name alone says."""
 
 
 def summary(material: Material) -> Summary:
@@ -55,7 +57,8 @@ def summary(material: Material) -> Summary:
         outputs=len(material.spec.names), numbers=count(len(material.spec.names), "number")
     )
     backbone = backbone_of(material)
-    network = f"a fine-tuned {backbone}" if report.recipe == "fine_tune" else backbone or "a network made elsewhere"
+    how = TRAINED.get(report.recipe, "{}")
+    network = how.format(backbone) if backbone else "a network made elsewhere"
     told = GOOD[report.task].format(
         scheme=row.scheme, primary=percent(row.primary), samples=f"{row.samples:,}", outputs=len(material.spec.names)
     )
