@@ -158,7 +158,7 @@ class Lessons:
             cache=config.cache,
             workers=config.workers or None,
             max_unreadable=0.0,
-        ).values
+        ).rows.array()
 
     @property
     def validation(self) -> Scores:
