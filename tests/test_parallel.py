@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.local_cluster import local_cluster
 from edgetl.errors import ConfigError, DatasetError
 from edgetl.parallel import RETRIES, connect, workers
 from tests import clusters
@@ -19,7 +20,7 @@ from tests import clusters
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """Two nodes of one core each."""
-    with clusters.ray_cluster(2) as address:
+    with local_cluster(2) as address:
         yield address
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import optuna
 import pytest
-from clusters import ray_cluster
 from photos import make_photo_folder
 
+from benchmarks.local_cluster import local_cluster
 from edgetl import data, rundir
 from edgetl.errors import ConfigError, RunError
 from edgetl.metrics import score
@@ -107,6 +107,10 @@ def test_the_default_space_holds_the_defaults(recipe: str, photos: Path, tmp_pat
     base = search.base_settings(config)
     knobs = search.default_space(config, base)
     assert {"backbone", "image_size"} <= {knob.name for knob in knobs}  # what costs time varies where time is limited
+    narrow = dataclasses.replace(config, weights="none", backbone="MobileNetV2")
+    own = search.base_settings(narrow)
+    (width,) = (knob for knob in search.default_space(narrow, own) if knob.name == "width")
+    assert {"0.35", "1.0"} <= set(width.choices) and width.holds(own.width)
     assert search.planned(config, base, knobs).first
     fewer = search.default_space(dataclasses.replace(config, fixed=("batch_size=8",)), base)
     assert {knob.name for knob in knobs} - {knob.name for knob in fewer} == {"batch_size"}
@@ -244,7 +248,7 @@ def test_limits_keep_large_networks_out_before_they_are_trained(photos: Path, tm
 
 @pytest.fixture
 def cluster() -> Iterator[str]:
-    with ray_cluster(2) as address:
+    with local_cluster(2) as address:
         yield address
 
 

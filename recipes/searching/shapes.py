@@ -161,16 +161,18 @@ class Shapes:
 
 
 def device_space(base: Experiment) -> tuple[str, ...]:
-    """Knobs that decide on size and latency: small backbones whose weights are on this machine, input sizes, widths."""
+    """Knobs that decide on size and latency: small backbones whose weights are on this machine, widths, input sizes."""
     from edgetl.backbones.weights import at_hand
 
-    own = registry.get(base.backbone).default_size
-    names = [base.backbone]
-    if base.weights == "imagenet":
+    own = registry.get(base.backbone)
+    names, widths = [base.backbone], [base.width]
+    if base.weights == "imagenet":  # with their narrow members, which are rows of their own
         for row in registry.BACKBONES.values():
-            _, spec = experiment.row_and_spec(dataclasses.replace(base, backbone=row.name))
+            _, spec = experiment.row_and_spec(dataclasses.replace(base, backbone=row.name, width=1.0))
             if row.parameters <= choose_backbone.EDGE_PARAMETERS and at_hand(row, spec) and row.name not in names:
                 names.append(row.name)
-    sizes = [0, *sorted({max(MULTIPLE, round(share * own / MULTIPLE) * MULTIPLE) for share in SIZES})]
-    knobs = [f"image_size=choice({','.join(map(str, sizes))})"]
-    return (*knobs, f"backbone=choice({','.join(names)})") if len(names) > 1 else tuple(knobs)
+    elif base.weights == "none":
+        widths = [each.width / own.width for each in registry.BACKBONES.values() if each.family == own.family]
+    sizes = [0, *sorted({max(MULTIPLE, round(share * own.default_size / MULTIPLE) * MULTIPLE) for share in SIZES})]
+    offered = {"backbone": names, "width": widths, "image_size": sizes}
+    return tuple(f"{name}=choice({','.join(map(str, few))})" for name, few in offered.items() if len(few) > 1)
