@@ -119,7 +119,7 @@ def found(config: Config, seed: int) -> Found:
         out = Path(folder) / "search"
         wanted = settings(config, out, seed=seed)
         base = search.base_settings(wanted)
-        plan = search.planned(wanted, base, search.space.read(wanted.space) or search.default_space(wanted, base))
+        plan = search.planned(wanted, base)
         examples = experiment.load_examples(wanted)
         with rundir.writing(out, search.RECIPE, wanted) as run:
             shared, _ = search.prepared(wanted, base, plan, examples, run)
@@ -152,7 +152,7 @@ def trials_on(config: Config, out: Path, address: str) -> tuple[float, list[Outc
     """Seconds of the trials on a cluster, or here, and their outcomes without the time that each took."""
     wanted = settings(config, out, method="random", trials=config.cluster_trials, prune=False)
     base = search.base_settings(wanted)
-    plan = search.planned(wanted, base, search.space.read(wanted.space) or search.default_space(wanted, base))
+    plan = search.planned(wanted, base)
     examples = experiment.load_examples(dataclasses.replace(wanted, ray=address))
     with rundir.writing(out, search.RECIPE, wanted) as run:
         shared, _ = search.prepared(wanted, base, plan, examples, run)
@@ -172,8 +172,8 @@ def show(figures: Figures) -> str:
             [each.best for each in figures.found], [each.defaults for each in figures.found]
         )
         lines.append(
-            f"all seeds: {statistics.median(seconds):.0f} s ({min(seconds):.0f}-{max(seconds):.0f}); best less defaults "
-            f"{_points(mean, low, high)} on the photos that chose it"
+            f"all seeds: {statistics.median(seconds):.0f} s ({min(seconds):.0f}-{max(seconds):.0f}); best less "
+            f"defaults {_points(mean, low, high)} on the photos that chose it"
         )
         if pairs := [each.repeats for each in figures.found if each.repeats]:
             best, usual = (_all(pairs, side) for side in ("best", "defaults"))

@@ -89,7 +89,7 @@ def main(config: Config) -> Search:
     """
     config = checked(config)
     base = base_settings(config)
-    plan = planned(config, base, space.read(config.space) or default_space(config, base))
+    plan = planned(config, base)
     examples = experiment.load_examples(config)
     with rundir.writing(config.out, RECIPE, config) as run:
         shared, splits = prepared(config, base, plan, examples, run)
@@ -175,13 +175,13 @@ def default_space(config: Config, base: Any) -> tuple[space.Knob, ...]:
     return tuple(knob for knob in space.read(texts) if knob.name not in given)
 
 
-def planned(config: Config, base: Any, knobs: Sequence[space.Knob]) -> Plan:
-    """Check the space against the recipe, and say what the study does.
+def planned(config: Config, base: Any) -> Plan:
+    """Read the space, check it against the recipe, and say what the study does.
 
     Raises:
         ConfigError: names the knob.
     """
-    recipe = RECIPES[config.recipe]
+    recipe, knobs = RECIPES[config.recipe], space.read(config.space) or default_space(config, base)
 
     def refuse(settings: Any) -> None:
         recipe.check(settings)

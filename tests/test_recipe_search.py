@@ -94,7 +94,7 @@ def test_the_best_trials_model_is_what_the_recipe_makes_of_its_settings(found: S
 def test_the_first_trial_is_the_defaults(photos: Path, tmp_path: Path) -> None:
     config = search.Config(str(photos), tmp_path / "out")
     base = search.base_settings(config)
-    plan = search.planned(config, base, search.default_space(config, base))
+    plan = search.planned(config, base)
     usual = feature_extraction.Config("d", Path("o"))
     assert plan.first is not None
     assert search.applied(base, plan.first) == base
@@ -111,7 +111,7 @@ def test_the_default_space_holds_the_defaults(recipe: str, photos: Path, tmp_pat
     own = search.base_settings(narrow)
     (width,) = (knob for knob in search.default_space(narrow, own) if knob.name == "width")
     assert {"0.35", "1.0"} <= set(width.choices) and width.holds(own.width)
-    assert search.planned(config, base, knobs).first
+    assert search.planned(config, base).first
     fewer = search.default_space(dataclasses.replace(config, fixed=("batch_size=8",)), base)
     assert {knob.name for knob in knobs} - {knob.name for knob in fewer} == {"batch_size"}
 
@@ -164,7 +164,7 @@ def test_no_trial_sees_a_test_photo(photos: Path, tmp_path: Path, monkeypatch: p
 
     config = settings(photos, tmp_path / "out")
     base = search.base_settings(config)
-    plan = search.planned(config, base, search.space.read(config.space))
+    plan = search.planned(config, base)
     examples = experiment.load_examples(base)
     with rundir.writing(config.out, search.RECIPE, config) as run:
         shared, splits = search.prepared(config, base, plan, examples, run)
