@@ -20,6 +20,7 @@ from benchmarks.local_cluster import local_cluster
 from edgetl import rundir
 from edgetl.config import command
 from edgetl.search.outcome import Outcome
+from edgetl.search.study import Method
 from recipes import experiment, search
 from recipes.searching.explore import explored
 from recipes.searching.judge import Repeats, paired_interval, repeated
@@ -38,7 +39,7 @@ class Config:
     """See `recipes.search`."""
     space: tuple[str, ...] = ()
     """See `recipes.search`."""
-    method: search.Method = "tpe"
+    method: Method = "tpe"
     """See `recipes.search`."""
     trials: int = 50
     """Of each search."""

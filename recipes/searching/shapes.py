@@ -174,5 +174,5 @@ def device_space(base: Experiment) -> tuple[str, ...]:
     elif base.weights == "none":
         widths = [each.width / own.width for each in registry.BACKBONES.values() if each.family == own.family]
     sizes = [0, *sorted({max(MULTIPLE, round(share * own.default_size / MULTIPLE) * MULTIPLE) for share in SIZES})]
-    offered = {"backbone": names, "width": widths, "image_size": sizes}
+    offered: dict[str, Sequence[object]] = {"backbone": names, "width": widths, "image_size": sizes}
     return tuple(f"{name}=choice({','.join(map(str, few))})" for name, few in offered.items() if len(few) > 1)
