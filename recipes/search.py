@@ -67,7 +67,7 @@ class Config(Experiment):
     """Largest int8 file, 1000 bytes."""
     prune: bool = True
     """Stop trials that are behind the others; where accuracy alone is sought."""
-    ahead: int = 8
+    ahead: int = 4
     """Trials that may be under way at once. A trial is drawn by what those before these have shown, so results depend
     on this number, and not on how many processes there are."""
     processes: int = field(default=0, metadata={"affects_result": False})

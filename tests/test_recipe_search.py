@@ -215,6 +215,7 @@ def test_fine_tuning_is_searched_and_hopeless_trials_are_stopped(photos: Path, t
         space=("backbone_lr=loguniform(1e-6,1)", "thaw=choice(1,2)"),
         fixed=("epochs=3", "views=1", "augment=none"),
         trials=9,
+        ahead=2,
         method="hyperband",
     )
     found = search.main(config)
