@@ -31,7 +31,7 @@ class Experiment:
     """The settings that every recipe on photos has; a recipe's own follow."""
 
     data: str
-    """Folder of <class>/<photo>, or of train/ validation/ test/; table (.csv, .jsonl); URL of either; elpv; tfds:NAME."""
+    """Folder of <class>/<photo>, or train/ validation/ test/; table (.csv, .jsonl); URL of either; elpv; tfds:NAME."""
     out: Path = field(metadata={"affects_result": False})
     """Run directory to write. Run the same command again to resume an interrupted run."""
     backbone: str = "EfficientNetLite0"
