@@ -301,7 +301,7 @@ def judged(config: Config, run: RunDir, table: features.Features, parts: list[Fo
     run.write(PREDICTIONS, npz(ids=ids, labels=examples.labels, outputs=outputs, fold=[fold_of[id_] for id_ in ids]))
     return CrossValidation(
         config.recipe,
-        config.backbone,
+        experiment.row_and_spec(config)[0].name,
         cross_validation.spread(
             [fold.test.primary for fold in folds], len(examples), sum(fold.trained for fold in folds)
         ),
