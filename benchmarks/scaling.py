@@ -39,7 +39,7 @@ class Config:
     """Measure memory, time and disk of a feature extraction against the number of photos."""
 
     photos: tuple[int, int] = (20_000, 100_000)
-    """Numbers of photos, the smaller first; both more than are held in memory, 12,500, or a line through them misleads."""
+    """Numbers of photos, the smaller first; a line through them means little if one is held in memory (to 12,500)."""
     epochs: int = 10
     """Of the head with hidden layers."""
     folder: Path | None = None
