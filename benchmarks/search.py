@@ -1,7 +1,7 @@
 """What a search costs and brings: `python -m benchmarks.search`, after `make demo` has stored elpv's features.
 
 Fifty trials of head settings on stored features, timed; per seed, which also makes the split, the best settings found
-against the recipe's defaults, on the validation photos that chose them and on divisions that chose nothing; and the
+against the recipe's defaults, on the validation photos that chose them and on other divisions; and the
 trials per minute of a Ray cluster of two nodes of one core against one of one node, with the same outcomes.
 """
 
@@ -12,7 +12,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,7 +22,8 @@ from edgetl.search.outcome import Outcome
 from edgetl.search.study import Method
 from recipes import experiment, search
 from recipes.searching.explore import explored
-from recipes.searching.judge import Repeats, paired_interval, repeated
+from recipes.searching.judge import Repeats, repeated
+from recipes.searching.planning import base_settings, planned
 from recipes.searching.trials import RecipeName
 
 
@@ -119,8 +119,8 @@ def found(config: Config, seed: int) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "search"
         wanted = settings(config, out, seed=seed)
-        base = search.base_settings(wanted)
-        plan = search.planned(wanted, base)
+        base = base_settings(wanted)
+        plan = planned(wanted, base)
         examples = experiment.load_examples(wanted)
         with rundir.writing(out, search.RECIPE, wanted) as run:
             shared, _ = search.prepared(wanted, base, plan, examples, run)
@@ -152,8 +152,8 @@ def cluster(config: Config) -> Cluster:
 def trials_on(config: Config, out: Path, address: str) -> tuple[float, list[Outcome]]:
     """Seconds of the trials on a cluster, or here, and their outcomes without the time that each took."""
     wanted = settings(config, out, method="random", trials=config.cluster_trials, prune=False)
-    base = search.base_settings(wanted)
-    plan = search.planned(wanted, base)
+    base = base_settings(wanted)
+    plan = planned(wanted, base)
     examples = experiment.load_examples(dataclasses.replace(wanted, ray=address))
     with rundir.writing(out, search.RECIPE, wanted) as run:
         shared, _ = search.prepared(wanted, base, plan, examples, run)
@@ -169,17 +169,13 @@ def show(figures: Figures) -> str:
     lines = [_line(each) for each in figures.found]
     if len(figures.found) > 1:
         seconds = [each.seconds for each in figures.found]
-        mean, low, high = paired_interval(
-            [each.best for each in figures.found], [each.defaults for each in figures.found]
-        )
+        gains = [each.best - each.defaults for each in figures.found]
         lines.append(
             f"all seeds: {statistics.median(seconds):.0f} s ({min(seconds):.0f}-{max(seconds):.0f}); best less "
-            f"defaults {_points(mean, low, high)} on the photos that chose it"
+            f"defaults {_range(gains)} on the photos that chose it"
         )
-        if pairs := [each.repeats for each in figures.found if each.repeats]:
-            best, usual = (_all(pairs, side) for side in ("best", "defaults"))
-            told = _points(*paired_interval(best, usual))
-            lines.append(f"on {len(best)} other divisions: {told}, as if these were independent")
+        if pairs := [each.repeats.gain for each in figures.found if each.repeats]:
+            lines.append(f"on other divisions {_range(pairs)}, means of {len(pairs)} searches")
     if figures.cluster:
         told = "the same outcomes as here" if figures.cluster.same_as_here else "OTHER outcomes"
         lines.append(
@@ -201,12 +197,12 @@ def _line(each: Found) -> str:
     )
 
 
+def _range(gains: list[float]) -> str:
+    return _points(statistics.mean(gains), min(gains), max(gains))
+
+
 def _points(mean: float, low: float, high: float) -> str:
     return f"{100 * mean:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
-
-
-def _all(pairs: Sequence[Repeats], side: str) -> list[float]:
-    return [figure for each in pairs for figure in getattr(each, side)]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Work in several processes at once: of this machine, or of a Ray cluster.
 
 Every task is `function(shared, *arguments)`, with both of them importable and all of it picklable. What is shared is
-handed out once per process. A process that dies costs its task a retry, not the work of the others.
+handed out once per process. A process that dies costs what is under way a retry, and nothing that was done.
 
 A task gets a fixed number of threads wherever it runs: sums of floats depend on how they are divided, so two machines
 agree to the last bit only where they divide alike.
@@ -10,12 +10,13 @@ agree to the last bit only where they divide alike.
 import contextlib
 import os
 import pickle
+import shutil
 import signal
 import socket
 import tempfile
 import threading
 from abc import ABC, abstractmethod
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -30,9 +31,11 @@ from edgetl.console import log
 from edgetl.errors import ConfigError
 
 RETRIES = 3
-"""Times that a task is done again because its process died."""
+"""Times that tasks are done again because a process died."""
 REACH_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
+SAVE_SECONDS = 10.0
+"""How long tasks of a cluster may take to save what they have, once they are told to end."""
 _SHARED, _PID = "shared.pickle", ".pid"
 ASK_FOR_MEMORY = "The system may have ended it for want of memory: use fewer --processes"
 
@@ -52,7 +55,7 @@ class Workers(ABC):
             Its tag and result.
 
         Raises:
-            ConfigError: its process died over and over.
+            ConfigError: processes die over and over.
             Exception: what the task raised.
         """
 
@@ -105,7 +108,7 @@ class _Local(Workers):
         self._tasks: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
         self._waiting: deque[int] = deque()
         self._futures: dict[Future[Any], int] = {}
-        self._deaths: Counter[int] = Counter()
+        self._deaths = 0
         self._pool = self._new_pool()
 
     def _path(self, name: str) -> Path:
@@ -121,9 +124,9 @@ class _Local(Workers):
         self._fill()
 
     def _fill(self) -> None:
-        """Give each process one task, and no second one: so it is known whose process has died."""
+        """Give each process one task."""
         # Children read these variables when they start, and their libraries when they are imported.
-        with _environment(_thread_limits(self._threads)):
+        with _environment(_thread_limits(self._threads)), _no_interrupt():
             while self._waiting and len(self._futures) < self._processes:
                 tag = self._waiting.popleft()
                 try:
@@ -146,18 +149,21 @@ class _Local(Workers):
                 del self._tasks[tag]
                 raise
             del self._tasks[tag]
+            self._deaths = 0
             self._fill()
             return tag, result
 
     def _restart(self, lost: list[int]) -> None:
-        """One dead process breaks the whole pool: take another, and do what was under way again."""
+        """One dead process breaks the whole pool, and nobody knows which: do what was under way again in another."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         broken = [each for each in self._futures if each.cancelled() or isinstance(each.exception(), BrokenProcessPool)]
         again = sorted([*lost, *(self._futures.pop(each) for each in broken)])
-        self._deaths.update(again)
-        if self._deaths[again[0]] > RETRIES:
-            raise ConfigError(f"processes died {RETRIES + 1} times over the same task. {ASK_FOR_MEMORY}")
-        log.warning("a process died; what it was doing is done again")
+        self._deaths += 1
+        if self._deaths > RETRIES:
+            raise ConfigError(f"processes died {RETRIES + 1} times, and no task ended in between. {ASK_FOR_MEMORY}")
+        log.warning("a process died; what was under way is done again")
+        for process in self._path("").glob(f"*{_PID}"):
+            process.unlink()
         self._waiting.extendleft(reversed(again))
         self._pool = self._new_pool()
 
@@ -168,10 +174,20 @@ class _Local(Workers):
     def close(self) -> None:
         if self._tasks:  # an error or Ctrl-C: let them save what they have
             for process in self._path("").glob(f"*{_PID}"):
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(OSError):
                     os.kill(int(process.stem), signal.SIGTERM)
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._folder.cleanup()
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Processes that start meanwhile are not reached by Ctrl-C, which is their parent's business."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _thread_limits(threads: int) -> dict[str, str]:
@@ -197,8 +213,8 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-_folder = ""
-"""In a process of `_Local`: where what is shared lies."""
+_folder, _busy = "", False
+"""In a process of `_Local`: where what is shared lies, and whether a task is running."""
 
 
 def _begin(folder: str) -> None:
@@ -212,6 +228,9 @@ def _begin(folder: str) -> None:
 
 
 def _interrupt(*_: object) -> None:
+    if not _busy:
+        os._exit(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not disturb what the task saves now
     raise KeyboardInterrupt
 
 
@@ -219,6 +238,7 @@ def _watch_parent() -> None:
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
+        shutil.rmtree(_folder, ignore_errors=True)
         os._exit(1)  # nobody waits for results any more; checkpoints are on disk
 
 
@@ -229,7 +249,14 @@ def _shared() -> Any:
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    return function(_shared(), *arguments)
+    global _busy
+    _busy = True
+    try:
+        return function(_shared(), *arguments)
+    except KeyboardInterrupt:
+        os._exit(1)  # back in its loop the process would wait for tasks, and its parent for its end
+    finally:
+        _busy = False
 
 
 class _Ray(Workers):
@@ -264,6 +291,8 @@ class _Ray(Workers):
     def close(self) -> None:
         for reference in self._tags:
             self._ray.cancel(reference)
+        if self._tags:
+            self._ray.wait(list(self._tags), num_returns=len(self._tags), timeout=SAVE_SECONDS)
         self._tags.clear()
         if self._ours:
             self._ray.shutdown()

@@ -221,7 +221,7 @@ def made_of(
     if not config.ray and config.processes == 1:
         yield from ((number, fold_made(shared, folds[number - 1], number)) for number in numbers)
         return
-    alone = Folding(dataclasses.replace(config, workers=1, ray=""), RunDir(run.path.absolute()), table)
+    alone = Folding(experiment.elsewhere(config), RunDir(run.path.absolute()), table)
     with workers(alone, ray=config.ray, processes=config.processes) as pool:
         for place, made in pool.map(fold_made, [(folds[number - 1], number) for number in numbers]):
             yield numbers[place], made

@@ -4,9 +4,9 @@ A recipe derives its `Config` from `Experiment` and reads from top to bottom: th
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
@@ -75,6 +75,9 @@ class Experiment:
     """CSV of photos to leave out: the exclude.csv of `edgetl audit`, as you edited it."""
     allow_leakage: bool = False
     """Go on where a photo, or nearly the same, is in two of the splits that the data brings, or one has two labels."""
+
+
+E = TypeVar("E", bound=Experiment)
 
 
 def check_common(config: Experiment) -> None:
@@ -237,6 +240,19 @@ def on_cluster(config: Experiment, backbone: "keras.Model") -> Compute:
                 yield shards[place].start, content
 
     return compute
+
+
+def elsewhere(config: E) -> E:
+    """The settings for a task in another process, perhaps in another folder: one thread, no tasks of its own."""
+    weights = Path(config.weights).expanduser()
+    return replace(
+        config,
+        workers=1,
+        ray="",
+        cache=config.cache.expanduser().absolute(),
+        out=config.out.expanduser().absolute(),
+        weights=str(weights.absolute()) if weights.is_file() else config.weights,
+    )
 
 
 def shard_of(interpreters: "Interpreters", work: Work) -> bytes:

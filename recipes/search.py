@@ -7,6 +7,7 @@ size and latency on this machine. No trial sees a test photo; the model of the b
 """
 
 import dataclasses
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -16,18 +17,19 @@ from typing import Any
 from edgetl import data, rundir
 from edgetl.config import checked, command, to_json
 from edgetl.console import log, table_lines
-from edgetl.errors import ConfigError
+from edgetl.errors import EdgetlError
 from edgetl.rundir import RunDir
 from edgetl.scores import PRIMARY
-from edgetl.search import space
 from edgetl.search.outcome import Objective, Outcome
-from edgetl.search.space import Value, applied
+from edgetl.search.space import applied
 from edgetl.search.study import Method, Plan, Study
 from recipes import experiment
+from recipes.cross_validate import splits_key
 from recipes.experiment import Experiment
-from recipes.searching.explore import TRIALS, explored
+from recipes.searching.explore import TRIALS, explored, figure_of, short, title_of
 from recipes.searching.judge import Repeats, Search, in_words, refuse_none, repeated, table_csv
-from recipes.searching.shapes import Shapes, device_space
+from recipes.searching.planning import base_settings, needed, planned, settled
+from recipes.searching.shapes import Shapes
 from recipes.searching.trials import RECIPES, RecipeName, Shared
 
 RECIPE = "search"
@@ -38,8 +40,6 @@ PICTURE = "search.png"
 BEST = "best"
 SHOWN = 10
 """Trials that the table shows."""
-OF_ALL = frozenset(each.name for each in fields(Experiment)) - {"backbone", "image_size", "resize", "width"}
-"""Settings of every recipe that can't be searched: they say what is learned, of which photos, and where things lie."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,14 @@ def main(config: Config) -> Search:
     plan = planned(config, base)
     examples = experiment.load_examples(config)
     with rundir.writing(config.out, RECIPE, config) as run:
+        plan = settled(config, plan, run)
         shared, splits = prepared(config, base, plan, examples, run)
         shapes = shapes_of(config, base, splits.train, run) if needed(config) else None
         study = explored(run, shared, shapes, count=config.trials, ray=config.ray, processes=config.processes)
         refuse_none(study, limits_of(config))
         best = study.best()
-        repeats = compared(config, run, shared, best)
         made = model_of(config, base, examples, run, best[0]) if len(config.objectives) == 1 else None
+        repeats = compared(config, run, shared, best)
         result = summed_up(config, base, shared, study, repeats, made, shapes, run)
         run.write(TABLE, table_csv(study.outcomes))
         draw(run, result)
@@ -106,108 +107,9 @@ def main(config: Config) -> Search:
     return result
 
 
-def base_settings(config: Config) -> Any:
-    """The recipe's settings that all trials share.
-
-    Raises:
-        ConfigError: names the option that can't work.
-    """
-    check(config)
-    recipe = RECIPES[config.recipe]
-    shared = {each.name: getattr(config, each.name) for each in fields(Experiment)}
-    settings = recipe.config(**(shared | {"workers": 1, "ray": "", "cache": config.cache.expanduser().absolute()}))
-    names = {each.name for each in fields(recipe.config)} - OF_ALL - recipe.barred
-    given: dict[str, Value] = {}
-    for text in config.fixed:
-        name, equals, value = text.partition("=")
-        name = name.strip().replace("-", "_")
-        if not equals:
-            raise ConfigError(f"--fixed {text}: not understood. Write name=value, such as epochs=8")
-        if name not in names:
-            there = ", ".join(sorted(names))
-            raise ConfigError(f"--fixed {name}: {config.recipe} has no such setting. There are: {there}")
-        given[name] = value.strip()
-    settings = applied(settings, given)
-    recipe.check(settings)
-    return settings
-
-
-def check(config: Config) -> None:
-    """Refuse settings of the search itself that can't work.
-
-    Raises:
-        ConfigError: names the option, what it got, and what it takes.
-    """
-    for name, number in [("trials", config.trials), ("ahead", config.ahead)]:
-        if number < 1:
-            raise ConfigError(f"--{name} {number}: must be at least 1")
-    if config.processes < 0 or config.repeats < -1:
-        raise ConfigError(
-            f"--processes {config.processes} --repeats {config.repeats}: need at least 0 processes (0 chooses) and -1 "
-            "repeats (-1 chooses)"
-        )
-    if config.repeats == 1:
-        raise ConfigError("--repeats 1: tells nothing of luck. Use at least 2, or 0 for none")
-    for name, limit in (("max-latency-ms", config.max_latency_ms), ("max-size-kb", config.max_size_kb)):
-        if limit is not None and not 0 < limit < float("inf"):
-            raise ConfigError(f"--{name} {limit}: must be positive")
-    if not config.objectives or len(set(config.objectives)) < len(config.objectives):
-        raise ConfigError(f"--objectives {' '.join(config.objectives)}: name each of them once, and at least one")
-    if config.method == "grid" and not config.space:
-        raise ConfigError("--method grid: needs to know its points. Write --space name=choice(a,b,...) for each knob")
-
-
 def shapes_of(config: Config, base: Any, train: data.Examples, run: RunDir) -> Shapes:
     """What measures the networks of the trials."""
     return Shapes(base, train, run.path / "shapes", RECIPES[config.recipe].shape, limits_of(config))
-
-
-def needed(config: Config) -> bool:
-    """Whether size and latency of networks must be known."""
-    wanted = {"latency_ms", "size_kb"} & set(config.objectives)
-    return bool(wanted) or config.max_latency_ms is not None or config.max_size_kb is not None
-
-
-def default_space(config: Config, base: Any) -> tuple[space.Knob, ...]:
-    """What varies where nobody says otherwise: what `--fixed` sets does not."""
-    given = {text.partition("=")[0].strip().replace("-", "_") for text in config.fixed}
-    texts = [*RECIPES[config.recipe].space, *(device_space(base) if needed(config) else ())]
-    return tuple(knob for knob in space.read(texts) if knob.name not in given)
-
-
-def planned(config: Config, base: Any) -> Plan:
-    """Read the space, check it against the recipe, and say what the study does.
-
-    Raises:
-        ConfigError: names the knob.
-    """
-    recipe, knobs = RECIPES[config.recipe], space.read(config.space) or default_space(config, base)
-
-    def refuse(settings: Any) -> None:
-        recipe.check(settings)
-        experiment.row_and_spec(settings)
-
-    given = {text.partition("=")[0].strip().replace("-", "_") for text in config.fixed}
-    if both := sorted(given & {knob.name for knob in knobs}):
-        raise ConfigError(f"--fixed and --space both have {', '.join(both)}. Keep one")
-    space.check(
-        knobs,
-        base,
-        refuse,
-        barred=OF_ALL | recipe.barred,
-        why="it says what is learned, of which photos, or where things lie",
-    )
-    usual = {knob.name: getattr(base, knob.name) for knob in knobs}
-    inside = config.method != "grid" and all(knob.holds(usual[knob.name]) for knob in knobs)
-    first = {knob.name: space.written(v) if knob.choices else v for knob, v in zip(knobs, usual.values(), strict=True)}
-    epochs = max([base.epochs, *(int(k.high) for k in knobs if k.name == "epochs" and not k.choices)])
-    plan = Plan(
-        tuple(knobs), config.method, config.objectives, config.seed, config.ahead, epochs, config.prune,
-        first if inside else None,
-    )  # fmt: skip
-    if plan.most is not None and plan.most > config.trials:
-        log.info("the grid has %d points, of which --trials %d are tried", plan.most, config.trials)
-    return plan
 
 
 def prepared(config: Config, base: Any, plan: Plan, examples: data.Examples, run: RunDir) -> tuple[Shared, data.Splits]:
@@ -217,8 +119,9 @@ def prepared(config: Config, base: Any, plan: Plan, examples: data.Examples, run
     table = experiment.extract(wide, row, spec, examples, experiment.build_backbone(wide, row, spec))
     splits = experiment.divide(base, table.examples)
     held_out = frozenset(item.id for item in splits.test)
-    folder = run.path.resolve() / TRIALS
-    return Shared(config.recipe, base, examples, plan, table.data_sha256, table, held_out, folder), splits
+    share = len(splits.validation) / (len(splits.train) + len(splits.validation))
+    key, folder = splits_key(splits, table), run.path.resolve() / TRIALS
+    return Shared(config.recipe, base, examples, plan, key, table, held_out, share, folder), splits
 
 
 def limits_of(config: Config) -> dict[str, float]:
@@ -235,7 +138,11 @@ def compared(config: Config, run: RunDir, shared: Shared, best: Sequence[Outcome
     if not count or len(config.objectives) > 1 or best[0].params == shared.plan.first:
         return None
     seeds = [config.seed + number for number in range(1, count + 1)]
-    return repeated(run, shared, best[0], seeds, ray=config.ray, processes=config.processes)
+    try:
+        return repeated(run, shared, best[0], seeds, ray=config.ray, processes=config.processes)
+    except EdgetlError as error:  # a class too small for another division, say: the search itself is done
+        log.warning("not compared with the defaults on other divisions: %s", error)
+        return None
 
 
 def model_of(config: Config, base: Any, examples: data.Examples, run: RunDir, best: Outcome) -> RunDir:
@@ -266,7 +173,7 @@ def summed_up(
     return Search(
         recipe=config.recipe,
         data=config.data,
-        data_sha256=shared.data_sha256,
+        data_sha256=shared.table.data_sha256,
         task=shared.examples.task,
         objectives=config.objectives,
         outcomes=tuple(study.outcomes),
@@ -316,12 +223,12 @@ def show(result: Search) -> str:
     knobs = [name for name in result.outcomes[0].params if len({o.params[name] for o in result.outcomes}) > 1]
     figures = list(dict.fromkeys(name for each in ranked for name in each.figures))
     table = Table(box=None, pad_edge=False)
-    for title in ("trial", *(TITLES[name].format(PRIMARY[result.task]) for name in figures), *knobs):
+    for title in ("trial", *(title_of(name, result.task) for name in figures), *knobs):
         table.add_column(title, justify="right", no_wrap=True)
     for each in ranked[:SHOWN]:
         name = f"{each.number}{' (defaults)' if each.number == result.defaults else ''}"
-        values = [_short(each.params[knob]) for knob in knobs]
-        table.add_row(name, *(FORMS[figure](each.figures[figure]) for figure in figures), *values)
+        values = [short(each.params[knob]) for knob in knobs]
+        table.add_row(name, *(figure_of(figure, each.figures[figure]) for figure in figures), *values)
     states = Counter(each.state for each in result.outcomes if each.state != "complete")
     told = ", ".join(f"{count} {state}" for state, count in states.items())
     lines = [*table_lines(table, 160), f"{len(result.outcomes)} trials{f', {told}' if told else ''}"]
@@ -331,21 +238,10 @@ def show(result: Search) -> str:
         lines.append("what matters: " + ", ".join(f"{knob} {share:.0%}" for knob, share in result.importance.items()))
     lines += result.notes
     lines += [f"trial {number}: {result.commands[number]}" for number in result.best[:SHOWN]]
-    lines.append(f"next: python -m export.convert {result.run}" if result.run else "next: run one of these commands")
+    lines.append(
+        f"next: python -m export.convert {shlex.quote(result.run)}" if result.run else "next: run one of these commands"
+    )
     return "\n".join(lines)
-
-
-TITLES = {"accuracy": "{} %", "int8_accuracy": "int8 {} %", "latency_ms": "ms", "size_kb": "kB"}
-FORMS = {
-    "accuracy": lambda value: f"{100 * value:.2f}",
-    "int8_accuracy": lambda value: f"{100 * value:.2f}",
-    "latency_ms": lambda value: f"{value:.2f}",
-    "size_kb": lambda value: f"{value:.0f}",
-}
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

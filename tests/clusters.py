@@ -1,5 +1,6 @@
 """Tasks for processes of this machine and of a cluster."""
 
+import hashlib
 import os
 import signal
 import time
@@ -35,6 +36,17 @@ def killed_once(marks: Path, name: str) -> str:
     if not (marks / name).exists():
         (marks / name).touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    return name
+
+
+def busy_in_c(marks: Path, name: str) -> str:
+    """A task that is inside of one long call of C, in which no signal is looked at; `first` dies the first time."""
+    if name == "first":
+        while not (marks / "other").exists():
+            time.sleep(0.01)
+        return killed_once(marks, name)
+    (marks / "other").touch()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2_000_000)
     return name
 
 

@@ -69,6 +69,11 @@ def test_a_task_that_always_kills_its_process_is_given_up(place: dict[str, objec
         list(pool.map(clusters.killed, [()]))
 
 
+def test_a_process_that_dies_beside_one_that_hears_no_signal(tmp_path: Path) -> None:
+    with workers(tmp_path, processes=2) as pool:
+        assert sorted(pool.map(clusters.busy_in_c, [("other",), ("first",)])) == [(0, "other"), (1, "first")]
+
+
 def test_an_error_ends_the_other_tasks_as_ctrl_c_would(tmp_path: Path) -> None:
     with pytest.raises(DatasetError), workers(tmp_path, processes=2) as pool:
         pool.submit(0, clusters.stubborn)

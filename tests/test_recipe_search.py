@@ -20,8 +20,11 @@ from edgetl import data, rundir
 from edgetl.errors import ConfigError, RunError
 from edgetl.metrics import score
 from edgetl.search.outcome import Outcome
-from recipes import feature_extraction, search
-from recipes.searching.judge import Search, paired_interval
+from edgetl.search.space import applied
+from recipes import experiment, feature_extraction, search
+from recipes.searching import trials
+from recipes.searching.judge import Search, gain_of
+from recipes.searching.planning import base_settings, default_space, planned
 from recipes.searching.trials import RECIPES
 
 SPACE = ("learning_rate=loguniform(1e-4,1e-2)", "dropout=uniform(0,0.5)", "hidden_units=choice(8,16)")
@@ -93,26 +96,26 @@ def test_the_best_trials_model_is_what_the_recipe_makes_of_its_settings(found: S
 
 def test_the_first_trial_is_the_defaults(photos: Path, tmp_path: Path) -> None:
     config = search.Config(str(photos), tmp_path / "out")
-    base = search.base_settings(config)
-    plan = search.planned(config, base)
+    base = base_settings(config)
+    plan = planned(config, base)
     usual = feature_extraction.Config("d", Path("o"))
     assert plan.first is not None
-    assert search.applied(base, plan.first) == base
+    assert applied(base, plan.first) == base
     assert plan.first["learning_rate"] == usual.learning_rate
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_default_space_holds_the_defaults(recipe: str, photos: Path, tmp_path: Path) -> None:
     config = search.Config(str(photos), tmp_path / "out", recipe=recipe, max_latency_ms=10.0)
-    base = search.base_settings(config)
-    knobs = search.default_space(config, base)
+    base = base_settings(config)
+    knobs = default_space(config, base)
     assert {"backbone", "image_size"} <= {knob.name for knob in knobs}  # what costs time varies where time is limited
     narrow = dataclasses.replace(config, weights="none", backbone="MobileNetV2")
-    own = search.base_settings(narrow)
-    (width,) = (knob for knob in search.default_space(narrow, own) if knob.name == "width")
+    own = base_settings(narrow)
+    (width,) = (knob for knob in default_space(narrow, own) if knob.name == "width")
     assert {"0.35", "1.0"} <= set(width.choices) and width.holds(own.width)
-    assert search.planned(config, base).first
-    fewer = search.default_space(dataclasses.replace(config, fixed=("batch_size=8",)), base)
+    assert planned(config, base).first
+    fewer = default_space(dataclasses.replace(config, fixed=("batch_size=8",)), base)
     assert {knob.name for knob in knobs} - {knob.name for knob in fewer} == {"batch_size"}
 
 
@@ -121,8 +124,8 @@ def test_repeats_compare_with_the_defaults_on_photos_that_chose_nothing(found: S
         assert found.best[0] == found.defaults
         return
     assert len(found.repeats.best) == len(found.repeats.defaults) == 2
-    expected = paired_interval(found.repeats.best, found.repeats.defaults)
-    assert (found.repeats.gain, found.repeats.low, found.repeats.high) == expected
+    expected = gain_of(found.repeats.best, found.repeats.defaults, 0.15 / 0.75)
+    assert (found.repeats.gain, found.repeats.low, found.repeats.high) == pytest.approx(expected, abs=0.02)
     assert "other divisions the best settings are" in search.show(found)
 
 
@@ -153,22 +156,13 @@ def test_a_study_of_other_photos_is_refused(found: Search, tmp_path: Path) -> No
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"data": str(changed)}))
     make_photo_folder(changed, {"cat": 1}, size=(32, 32), seed=7)  # in place of the first cat
-    with pytest.raises(RunError, match=r"a search of other photos or labels \(trial 0\)"):
+    with pytest.raises(RunError, match=r"a search of other photos, labels, groups or splits \(trial 0\)"):
         search.main(settings(changed, copy, method="tpe"))
 
 
 def test_no_trial_sees_a_test_photo(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgetl.search.study import Plan
-    from recipes import experiment
-    from recipes.searching import trials
-
-    config = settings(photos, tmp_path / "out")
-    base = search.base_settings(config)
-    plan = search.planned(config, base)
-    examples = experiment.load_examples(base)
-    with rundir.writing(config.out, search.RECIPE, config) as run:
-        shared, splits = search.prepared(config, base, plan, examples, run)
-    assert isinstance(plan, Plan) and len(shared.held_out) == len(splits.test)
+    shared = shared_by(settings(photos, tmp_path / "out"))
+    assert len(shared.held_out) == 12
     scored: list[set[str]] = []
     finish = experiment.finish
 
@@ -226,6 +220,88 @@ def test_fine_tuning_is_searched_and_hopeless_trials_are_stopped(photos: Path, t
     assert metrics["validation"]["top1"] == pytest.approx(found.outcomes[found.best[0]].figures["accuracy"], abs=0.15)
 
 
+def divided_table(photos: Path, folder: Path, parts: tuple[str, ...]) -> Path:
+    """A table of all photos, copied beside it, that divides them."""
+    shutil.copytree(photos, folder / "photos", dirs_exist_ok=True)
+    names = sorted(path.relative_to(folder) for path in (folder / "photos").rglob("*.jpg"))
+    rows = [f"{name},{name.parent.name},{parts[number % len(parts)]}" for number, name in enumerate(names)]
+    (folder / "photos.csv").write_text("\n".join(["path,label,split", *rows]) + "\n")
+    return folder / "photos.csv"
+
+
+def shared_by(config: search.Config) -> trials.Shared:
+    """What the trials of a search have in common."""
+    base = base_settings(config)
+    with rundir.writing(config.out, search.RECIPE, config) as run:
+        return search.prepared(config, base, planned(config, base), experiment.load_examples(base), run)[0]
+
+
+def test_a_space_that_was_edited_is_refused_and_the_default_one_is_kept(found: Search, tmp_path: Path) -> None:
+    copy = copied(found, tmp_path)
+    config = json.loads((copy / "config.json").read_text())
+    other = (*SPACE[:2], "hidden_units=choice(8,16,32)")
+    (copy / "config.json").write_text(json.dumps(config | {"space": other}))
+    with pytest.raises(RunError, match=r"began with another --space \(.*space.json\)"):
+        search.main(settings(Path(found.data), copy, method="tpe", space=other))
+    (copy / "config.json").write_text(json.dumps(config | {"space": []}))  # as if it had been the default of then
+    again = search.main(settings(Path(found.data), copy, method="tpe", space=(), repeats=2))
+    assert timeless(again.outcomes) == timeless(found.outcomes)
+
+
+def test_photos_that_changed_sides_are_refused(photos: Path, tmp_path: Path) -> None:
+    config = settings(
+        divided_table(photos, tmp_path, ("train", "train", "validation", "test")), tmp_path / "out", trials=1
+    )
+    search.main(config)
+    divided_table(photos, tmp_path, ("train", "train", "test", "validation"))
+    with pytest.raises(RunError, match=r"a search of other photos, labels, groups or splits"):
+        search.main(config)
+
+
+def test_repeats_divide_anew_what_the_data_divides_itself(photos: Path, tmp_path: Path) -> None:
+    table = divided_table(photos, tmp_path, ("train", "train", "validation", "test"))
+    shared = shared_by(settings(table, tmp_path / "out"))
+    validated: list[frozenset[str]] = []
+    train = trials.train_head
+
+    def watched(shared: trials.Shared, config: feature_extraction.Config, report: object) -> object:
+        done, splits = train(shared, config, report)  # type: ignore[arg-type]
+        validated.append(frozenset(item.id for item in splits.validation))
+        return done, splits
+
+    with pytest.MonkeyPatch.context() as patch:
+        recipe = dataclasses.replace(trials.RECIPES["feature_extraction"], train=watched)
+        patch.setitem(trials.RECIPES, "feature_extraction", recipe)
+        for seed in (1, 2):
+            trials.run_repeat(shared, "defaults", {}, seed)
+    assert len(set(validated)) == 2
+    assert {len(each) for each in validated} == {12}  # as many as the data's own
+    assert not any(each & shared.held_out for each in validated)
+
+
+def test_a_training_that_diverges_fails_its_trial_alone(photos: Path, tmp_path: Path) -> None:
+    shared = shared_by(settings(photos, tmp_path / "out"))
+    outcome = trials.run_trial(shared, 0, {"learning_rate": 1e37, "dropout": 0.1, "hidden_units": "8"}, [], {}, {})
+    assert outcome.state == "failed"
+    assert "diverged" in outcome.remark
+
+
+def test_settings_that_cannot_work_together_fail_their_trial_alone(photos: Path, tmp_path: Path) -> None:
+    config = settings(
+        photos,
+        tmp_path / "out",
+        backbone="MobileNetV2",
+        space=("backbone=choice(MobileNetV2,EfficientNetLite0)", "width=choice(0.35,1.0)"),
+        fixed=("head=linear",),
+        method="grid",
+    )
+    found = search.main(config)
+    assert [each.state for each in found.outcomes].count("complete") == 3
+    (failed,) = (each for each in found.outcomes if each.state == "failed")
+    assert failed.params == {"backbone": "EfficientNetLite0", "width": "0.35"}
+    assert "there is no width 0.35" in failed.remark
+
+
 @pytest.mark.slow
 def test_limits_keep_large_networks_out_before_they_are_trained(photos: Path, tmp_path: Path) -> None:
     config = settings(
@@ -243,6 +319,7 @@ def test_limits_keep_large_networks_out_before_they_are_trained(photos: Path, tm
     assert all(not each.curve and each.excess["size_kb"] > 0 for each in by_state["infeasible"])
     assert all({"int8_accuracy", "latency_ms", "size_kb"} <= set(each.figures) for each in by_state["complete"])
     assert found.run == "" and found.best and found.device
+    assert search.main(config) == found  # nothing is timed again, and the device is still named
     with pytest.raises(ConfigError, match=r"--max-size-kb 5: none of 2 trials keeps it. The nearest is trial \d with"):
         search.main(dataclasses.replace(config, out=tmp_path / "none", max_size_kb=5.0, trials=2))
 

@@ -95,6 +95,9 @@ def test_what_cannot_be_read_is_named(text: str, message: str) -> None:
         ("rate: {low: 1}\n", "a form or a list of choices"),
         ("1: [2]\n", "a form or a list of choices"),
         ("rate: []\n", "nothing to choose from"),
+        ("rate: 2020-99-99\n", "no YAML"),
+        ("rate: !!int x\n", "no YAML"),
+        ("a: &a [1, 2]\nrate: [*a, [*a, *a]]\n", "a form or a list of choices"),
     ],
 )
 def test_files_of_strangers_are_read_as_plain_values(
@@ -121,6 +124,7 @@ def test_a_knob_that_is_there_twice_is_refused() -> None:
         ("head=choice(linear,tree)", "head: tree can't work"),
         ("epochs=int(0,5)", "epochs: 0 can't work: --epochs 0: must be at least 1"),
         ("epochs=uniform(0.5,1.5)", "epochs: 0.5 can't work"),
+        ("epochs=uniform(8,64)", "epochs: 29.39.* can't work"),
         ("units=choice(a|b)", r"units: a\|b can't work"),
     ],
 )
@@ -174,3 +178,8 @@ def test_a_knob_knows_which_values_it_can_have(
     (knob,) = space.read([text])
     assert all(knob.holds(value) for value in inside)
     assert not any(knob.holds(value) for value in outside)
+
+
+def test_a_grid_beyond_all_bounds_is_refused_before_it_is_made() -> None:
+    with pytest.raises(ConfigError, match=r"a grid of 1,000,000,000,000 points; 100,000 are the most"):
+        space.grid_size(space.read(["a=uniform(0,1,1000000)", "b=uniform(0,1,1000000)"]))

@@ -1,6 +1,8 @@
 """A study follows from the seed and from trials before, whatever ran at once, was killed, or came back first."""
 
+import contextlib
 import math
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from edgetl.search.study import Judge, Method, Plan, Study
 KNOBS = space.read(["rate=loguniform(1e-5,1e-1)", "dropout=uniform(0,0.5)", "size=choice(16,32,64)", "blocks=int(1,5)"])
 GRID = space.read(["rate=loguniform(1e-4,1e-2,3)", "size=choice(16,32)"])
 EPOCHS = 9
+PARAMS: dict[str, space.Value] = {"rate": 1e-3, "dropout": 0.2, "size": "32", "blocks": 2}
 
 
 def plan_of(
@@ -138,22 +141,35 @@ def test_several_objectives_give_a_front_that_no_trial_beats(tmp_path: Path) -> 
             assert not ((better and no_slower) or (faster and no_worse))
 
 
-def test_what_exceeds_a_limit_is_not_the_best_and_is_avoided(tmp_path: Path) -> None:
-    plan = plan_of(prune=False)
-    study = Study(plan, (), tmp_path / "study.db")
-    for number in range(40):
+def test_what_exceeds_a_limit_is_never_the_best(tmp_path: Path) -> None:
+    study = Study(plan_of("random", prune=False), (), tmp_path / "study.db")
+    for number in range(12):
         params = study.ask(number)
         excess = {"latency_ms": float(params["size"]) / 16 - 1}  # at most 16
-        if excess["latency_ms"] > 0:
-            study.tell(
-                Outcome(number, params, "infeasible", "photos", {"latency_ms": float(params["size"])}, excess=excess)
-            )
-        else:
-            figures = {"accuracy": curve(params)[-1]}
-            study.tell(Outcome(number, params, "complete", "photos", figures, excess=excess))
-    kept = [each.feasible for each in study.outcomes]
+        figures = {"accuracy": float(params["size"])}  # the larger, the better
+        study.tell(Outcome(number, params, "complete", "photos", figures, excess=excess))
+    assert {each.params["size"] for each in study.outcomes} > {"16"}
     assert study.best()[0].params["size"] == "16"
-    assert sum(kept[20:]) > sum(kept[:10])  # it has learnt what is too large
+    loaded = optuna.load_study(study_name="edgetl", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert loaded.best_trial.params["size"] == "16"  # Optuna's own tools know the limit as well
+
+
+def test_a_trial_is_not_stopped_by_one_curve_and_trials_without_any(tmp_path: Path) -> None:
+    plan = plan_of("random")
+    heads = [Outcome(n, {**PARAMS}, "complete", "photos", {"accuracy": 0.9}) for n in range(5)]
+    one = Outcome(5, {**PARAMS}, "complete", "photos", {"accuracy": 0.9}, (0.9,) * EPOCHS)
+    judge = Judge(plan, 9, PARAMS, [*heads, one])
+    assert not any(judge.hopeless(0.5) for _ in range(EPOCHS))
+
+
+def test_a_database_that_is_locked_does_not_end_the_search(tmp_path: Path) -> None:
+    run(plan_of(), tmp_path / "study.db", 2)
+    before = (tmp_path / "study.db").read_bytes()
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        study = run(plan_of(), tmp_path / "study.db", 3)
+    assert len(study.outcomes) == 3
+    assert (tmp_path / "study.db").read_bytes() == before
 
 
 def test_what_the_knobs_matter(tmp_path: Path) -> None:

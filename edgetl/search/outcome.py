@@ -20,8 +20,8 @@ class Outcome:
     state: State
     """pruned: stopped, for it was behind the others; infeasible: keeps not all limits, and was not trained; failed:
     these settings can't be trained."""
-    data_sha256: str
-    """Hash of all photos and labels: trials of other photos can't be compared."""
+    splits_sha256: str
+    """Hash of all photos, labels, groups and splits: trials of others can't be compared."""
     figures: dict[str, float] = field(default_factory=dict)
     """What is known, by name of the objective; of a pruned trial the last validation figure."""
     curve: tuple[float, ...] = ()

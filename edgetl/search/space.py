@@ -24,6 +24,7 @@ C = TypeVar("C")
 Value = str | int | float
 """Of a knob, as a study stores it; categories are text."""
 FORMS = "uniform(low,high), loguniform(low,high), int(low,high), logint(low,high) or choice(a,b,...)"
+MOST_POINTS = 100_000
 _KNOB = re.compile(r"\s*([A-Za-z][\w-]*)\s*=\s*(.*?)\s*", re.DOTALL)
 _CALL = re.compile(r"([a-z]+)\s*\(\s*(.*?)\s*\)", re.DOTALL)
 _RANGES = {"uniform": (False, False), "loguniform": (False, True), "int": (True, False), "logint": (True, True)}
@@ -99,7 +100,8 @@ class Knob:
         """Values that tell whether all between them can work."""
         if self.choices:
             return self.choices
-        return (int(self.low), int(self.high)) if self.whole else (self.low, self.high)
+        between = self.low + (self.high - self.low) * 0.381966  # of a setting that takes whole numbers alone: none
+        return (int(self.low), int(self.high)) if self.whole else (self.low, self.high, between)
 
 
 def written(value: object) -> str:
@@ -142,18 +144,19 @@ def _from_file(path: Path) -> list[Knob]:
         raise ConfigError(f"--space {path}: a mapping from knobs to forms is needed, such as dropout: uniform(0,0.5)")
     knobs = []
     for name, form in found.items():
-        if isinstance(form, list):
-            form = f"choice({','.join(written(tuple(each) if isinstance(each, list) else each) for each in form)})"
-        if isinstance(form, dict) or not isinstance(name, str):
+        choices = form if isinstance(form, list) else [form]
+        parts = [part for each in choices for part in (each if isinstance(each, list) else [each])]
+        if not isinstance(name, str) or not all(isinstance(part, (str, int, float)) for part in parts):
             raise ConfigError(f"--space {path}: {name}: a form or a list of choices is needed: {FORMS}")
-        knobs.append(knob(name.replace("-", "_"), str(form)))
+        listed = f"choice({','.join(written(tuple(each) if isinstance(each, list) else each) for each in choices)})"
+        knobs.append(knob(name.replace("-", "_"), listed if isinstance(form, list) else str(form)))
     return knobs
 
 
 def _parsed_json(path: Path, text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--space {path}: no JSON ({error})") from None
 
 
@@ -162,7 +165,7 @@ def _parsed_yaml(path: Path, text: str) -> Any:
 
     try:
         return yaml.safe_load(text)  # builds plain values alone, whatever a stranger's file asks for
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--space {path}: no YAML ({' '.join(str(error).split())})") from None
 
 
@@ -258,6 +261,11 @@ def grid_size(knobs: Sequence[Knob]) -> int:
     """Number of points of the grid over all knobs.
 
     Raises:
-        ConfigError: a knob has no points.
+        ConfigError: a knob has no points, or there are too many.
     """
+    size = math.prod(each.points or len(each.grid()) for each in knobs)
+    if size > MOST_POINTS:
+        raise ConfigError(
+            f"--space: a grid of {size:,} points; {MOST_POINTS:,} are the most. Use --method random or tpe"
+        )
     return math.prod(len(each.grid()) for each in knobs)

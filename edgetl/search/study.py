@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgetl.console import log
 from edgetl.search.outcome import MORE_IS_BETTER, Objective, Outcome
 from edgetl.search.space import Knob, Value, grid_size
 
@@ -26,7 +27,7 @@ NAME = "edgetl"
 _STARTUP = 10
 """Random trials before TPE models what it has seen: its authors' own number."""
 _WAIT = 5
-"""Trials with a curve before the median of curves stops any."""
+"""Trials with a figure of the same epoch before their median stops any."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ class Plan:
             return pruners.NopPruner()
         if self.method == "hyperband":
             return pruners.HyperbandPruner(max_resource=self.epochs)
-        return pruners.MedianPruner(n_startup_trials=_WAIT, n_warmup_steps=max(1, self.epochs // 10))
+        return pruners.MedianPruner(
+            n_startup_trials=_WAIT, n_warmup_steps=max(1, self.epochs // 10), n_min_trials=_WAIT
+        )
 
 
 class Judge:
@@ -150,7 +153,7 @@ class Study:
         self.plan = plan
         self.outcomes: list[Outcome] = []
         self._asked: list[dict[str, Value]] = []
-        self._mirror = _opened(plan, database)
+        self._mirror: optuna.Study | None = _opened(plan, database)
         for outcome in outcomes:
             self.tell(outcome)
 
@@ -169,8 +172,12 @@ class Study:
         assert outcome.number == len(self.outcomes), "trials are told in their order"
         self._asked[outcome.number :] = self._asked[outcome.number :] or [outcome.params]
         self.outcomes.append(outcome)
-        if len(self._mirror.get_trials(deepcopy=False)) < len(self.outcomes):
-            self._mirror.add_trial(_frozen(self.plan, outcome))
+        if self._mirror is not None and len(self._mirror.get_trials(deepcopy=False)) < len(self.outcomes):
+            try:
+                self._mirror.add_trial(_frozen(self.plan, outcome))
+            except Exception as error:  # of SQLAlchemy, sqlite3 or Optuna: a full disk, a lock
+                log.warning("the database for Optuna's tools is not brought up to date: %s", _first_line(error))
+                self._mirror = None
 
     def _drawn(self, number: int) -> dict[str, Value]:
         if number == 0 and self.plan.first:
@@ -210,12 +217,14 @@ class Study:
         return {name: float(share) for name, share in found.items()}
 
 
-def _opened(plan: Plan, database: Path) -> "optuna.Study":
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _opened(plan: Plan, database: Path) -> "optuna.Study | None":
     """The study in the database, or an empty one where that can't be read: it holds nothing that is not elsewhere."""
     import optuna
     from sqlalchemy import URL
-
-    from edgetl.console import log
 
     optuna.logging.set_verbosity(logging.WARNING)
     url = URL.create("sqlite", database=str(database)).render_as_string()
@@ -223,9 +232,10 @@ def _opened(plan: Plan, database: Path) -> "optuna.Study":
         study = optuna.create_study(storage=url, study_name=NAME, directions=plan.directions, load_if_exists=True)
         study.get_trials(deepcopy=False)
     except Exception as error:  # of SQLAlchemy, sqlite3 or Optuna, as what is damaged may be anything
-        if not database.exists():
-            raise
-        log.warning("%s: can't be read (%s) and is written anew", database, type(error).__name__)
+        if "locked" in str(error) or not database.exists():
+            log.warning("%s: can't be used (%s); the search goes on without it", database, _first_line(error))
+            return None
+        log.warning("%s: can't be read (%s) and is written anew", database, _first_line(error))
         database.unlink()
         study = optuna.create_study(storage=url, study_name=NAME, directions=plan.directions)
     with warnings.catch_warnings(action="ignore"):  # that names of figures are experimental: they are for display

@@ -4,16 +4,18 @@ import dataclasses
 
 from edgetl.config import to_json
 from edgetl.console import log, progress
-from edgetl.errors import RunError
+from edgetl.errors import EdgetlError, RunError
+from edgetl.outputs import Task
 from edgetl.parallel import Workers, workers
 from edgetl.rundir import RunDir, read_json
 from edgetl.scores import PRIMARY
 from edgetl.search.outcome import Outcome
-from edgetl.search.space import applied
+from edgetl.search.space import Value, applied
 from edgetl.search.study import Study
+from recipes.experiment import Experiment
 from recipes.searching import trials
 from recipes.searching.shapes import Shapes
-from recipes.searching.trials import Shared
+from recipes.searching.trials import RECIPES, Shared
 
 DATABASE = "study.db"
 TRIALS = "trials"
@@ -36,7 +38,7 @@ def explored(
         RunError: those that are there are of other photos.
     """
     (run.path / TRIALS).mkdir(exist_ok=True)
-    done = stored(run, shared.data_sha256)
+    done = stored(run, shared.splits_sha256)
     begun = next(number for number in range(len(done) + 1) if number not in done)
     study = Study(shared.plan, [done.pop(number) for number in range(begun)], run.path / DATABASE)
     total = min(count, shared.plan.most or count)
@@ -49,7 +51,7 @@ def explored(
             outcome = loop.next()
             study.tell(outcome)
             bar.advance()
-            bar.say(line_of(outcome, shared))
+            bar.say(line_of(outcome, shared.examples.task))
     return study
 
 
@@ -77,16 +79,26 @@ class _Loop:
             self._asked += 1
 
     def _send(self, number: int) -> None:
+        params = self._study.ask(number)
+        try:
+            settings = applied(self._shared.base, params)
+            RECIPES[self._shared.recipe].check(settings)  # each value can work; here all of them together
+            self._train(number, params, settings)
+        except EdgetlError as error:
+            remark = " ".join(str(error).split())
+            self._keep(Outcome(number, params, "failed", self._shared.splits_sha256, remark=remark))
+
+    def _train(self, number: int, params: dict[str, Value], settings: Experiment) -> None:
+        """Have a trial trained, unless what becomes of it is known before."""
         study, shared = self._study, self._shared
-        params = study.ask(number)
-        settings = applied(shared.base, params)
         while self._shapes and self._pool.running and self._shapes.unknown(settings):
             self._collect()  # a latency that is measured beside trainings is theirs as well
         excess = self._shapes.excess(settings) if self._shapes else {}
         figures = self._shapes.figures(settings) if self._shapes else {}
         if any(share > 0 for share in excess.values()):
-            remark = "no int8 form" if not figures else "beyond " + " and ".join(k for k, v in excess.items() if v > 0)
-            known = Outcome(number, params, "infeasible", shared.data_sha256, figures, excess=excess, remark=remark)
+            refused = self._shapes.of(settings).refused if self._shapes else ""
+            remark = refused or "beyond " + " and ".join(k for k, v in excess.items() if v > 0)
+            known = Outcome(number, params, "infeasible", shared.splits_sha256, figures, excess=excess, remark=remark)
             self._keep(known)
         elif twin := next((e for e in study.before(number) if e.params == params and e.state == "complete"), None):
             self._keep(
@@ -112,7 +124,7 @@ class _Loop:
         self._done[outcome.number] = outcome
 
 
-def stored(run: RunDir, data_sha256: str) -> dict[int, Outcome]:
+def stored(run: RunDir, splits_sha256: str) -> dict[int, Outcome]:
     """Read what earlier processes have finished, by number of the trial.
 
     Raises:
@@ -125,30 +137,38 @@ def stored(run: RunDir, data_sha256: str) -> dict[int, Outcome]:
         except RunError as error:
             log.warning("%s; the trial is done again", error)
             continue
-        if outcome.data_sha256 != data_sha256:
+        if outcome.splits_sha256 != splits_sha256:
             raise RunError(
-                f"{run.path}: a search of other photos or labels (trial {outcome.number}). Restore them, or choose "
-                "another --out"
+                f"{run.path}: a search of other photos, labels, groups or splits (trial {outcome.number}). Restore "
+                "them, or choose another --out"
             )
         found[outcome.number] = outcome
     return found
 
 
-def line_of(outcome: Outcome, shared: Shared) -> str:
+def line_of(outcome: Outcome, task: Task) -> str:
     """One trial in words."""
-    figures = " ".join(_figure(name, value, shared) for name, value in outcome.figures.items())
+    figures = ", ".join(f"{title_of(name, task)} {figure_of(name, value)}" for name, value in outcome.figures.items())
     state = "" if outcome.state == "complete" else f"{outcome.state}: "
     remark = f" ({state}{outcome.remark})" if outcome.remark else ""
-    params = " ".join(f"{name}={_short(value)}" for name, value in outcome.params.items())
+    params = " ".join(f"{name}={short(value)}" for name, value in outcome.params.items())
     return f"trial {outcome.number}: {figures or '-'}{remark} | {params}"
 
 
-def _figure(name: str, value: float, shared: Shared) -> str:
-    figure = PRIMARY[shared.examples.task]
+def title_of(name: str, task: Task) -> str:
+    """What a figure is called in tables: the task's own name, and its unit."""
+    return {"accuracy": f"{PRIMARY[task]} %", "int8_accuracy": f"int8 {PRIMARY[task]} %", "latency_ms": "ms"}.get(
+        name, "kB"
+    )
+
+
+def figure_of(name: str, value: float) -> str:
+    """A figure as tables show it."""
     if name in ("accuracy", "int8_accuracy"):
-        return f"{'int8 ' if name.startswith('int8') else ''}{figure} {100 * value:.2f} %"
-    return f"{value:.2f} ms" if name == "latency_ms" else f"{value:.0f} kB"
+        return f"{100 * value:.2f}"
+    return f"{value:.2f}" if name == "latency_ms" else f"{value:.0f}"
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A knob's value as tables show it."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -2,16 +2,17 @@
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgetl.config import to_json
-from edgetl.console import progress
-from edgetl.errors import ConfigError
+from edgetl.console import log, progress
+from edgetl.cross_validation import spread
+from edgetl.errors import ConfigError, RunError
 from edgetl.outputs import Task
 from edgetl.parallel import workers
 from edgetl.rundir import RunDir, read_json
@@ -23,7 +24,7 @@ from recipes.searching.trials import RecipeName, Shared
 
 @dataclass(frozen=True)
 class Repeats:
-    """The best settings and the recipe's defaults on divisions of the photos that the search has not seen."""
+    """The best settings and the recipe's defaults on other divisions of the photos that are not held out."""
 
     seeds: tuple[int, ...]
     best: tuple[float, ...]
@@ -33,7 +34,7 @@ class Repeats:
     """Mean of the differences; positive: the best settings are better."""
     low: float
     high: float
-    """95 % interval of the gain, by Student's t of the differences."""
+    """95 % interval of the gain; see `gain_of`."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Search:
 class _Repeat:
     """One training on another division, as it is stored."""
 
-    data_sha256: str
+    splits_sha256: str
     figure: float
     schema_version: int = 1
 
@@ -80,7 +81,8 @@ def repeated(
 ) -> Repeats:
     """Train the best settings and the defaults on other divisions of the photos, test photos left out.
 
-    The best of fifty trials on some hundred photos is partly the luckiest; these photos have not chosen it.
+    The best of fifty trials on some hundred photos is partly the luckiest of them; most photos that validate here did
+    not choose it.
 
     Args:
         run: the search's directory; figures are kept in it.
@@ -97,8 +99,8 @@ def repeated(
     wanted = [(name, seed) for seed in seeds for name in sides]
     found: dict[tuple[str, int], float] = {}
     for name, seed in wanted:
-        path = folder / f"{name}-{seed}.json"
-        if path.is_file() and (kept := read_json(_Repeat, path)).data_sha256 == shared.data_sha256:
+        kept = _kept(folder / f"{name}-{seed}.json")
+        if kept and kept.splits_sha256 == shared.splits_sha256:
             found[name, seed] = kept.figure
     left = [each for each in wanted if each not in found]
     if left:
@@ -109,22 +111,31 @@ def repeated(
         ):
             for place, figure in pool.map(trials.run_repeat, tasks):
                 name, seed = left[place]
-                run.write(f"repeats/{name}-{seed}.json", to_json(_Repeat(shared.data_sha256, figure)))
+                run.write(f"repeats/{name}-{seed}.json", to_json(_Repeat(shared.splits_sha256, figure)))
                 found[name, seed] = figure
                 bar.advance()
     ours, theirs = (tuple(found[name, seed] for seed in seeds) for name in sides)
-    return Repeats(tuple(seeds), ours, theirs, *paired_interval(ours, theirs))
+    return Repeats(tuple(seeds), ours, theirs, *gain_of(ours, theirs, shared.validation_share))
 
 
-def paired_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of the differences of pairs and its 95 % interval, by Student's t."""
-    from scipy import stats
+def _kept(path: Path) -> _Repeat | None:
+    try:
+        return read_json(_Repeat, path) if path.is_file() else None
+    except RunError as error:
+        log.warning("%s; it is done again", error)
+        return None
 
-    differences = np.subtract(first, second)
-    mean = float(differences.mean())
-    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
-    half = float(stats.t.ppf(0.975, len(differences) - 1)) * error
-    return mean, mean - half, mean + half
+
+def gain_of(best: Sequence[float], defaults: Sequence[float], validation_share: float) -> tuple[float, float, float]:
+    """Mean of the differences of pairs, and its 95 % interval, which knows that divisions share most of their photos.
+
+    Args:
+        best: figure for each division.
+        defaults: likewise.
+        validation_share: of the photos of a division, the rest of which trained.
+    """
+    found = spread(np.subtract(best, defaults).tolist(), validation_share, 1 - validation_share)
+    return found.mean, found.low, found.high
 
 
 def in_words(repeats: Repeats, primary: str) -> str:
@@ -157,8 +168,8 @@ def refuse_none(study: Study, limits: dict[str, float]) -> None:
         params = " ".join(f"{key}={value}" for key, value in nearest.params.items())
         raise ConfigError(
             f"--max-{name.replace('_', '-')} {limits[name]:g}: none of {len(study.outcomes)} trials keeps it. The "
-            f"nearest is trial {nearest.number} with {nearest.figures[name]:.4g} ({params}). Raise the limit, or offer "
-            "smaller networks: --space backbone=choice(...) image_size=choice(...)"
+            f"nearest is trial {nearest.number} with {nearest.figures[name]:.4g} ({params}). With another --out, raise "
+            "the limit or offer smaller networks: --space backbone=choice(...) image_size=choice(...)"
         )
     failed = next((each.remark for each in study.outcomes if each.remark), "")
     raise ConfigError(f"none of {len(study.outcomes)} trials could be completed: {failed}")

@@ -70,21 +70,20 @@ class Shapes:
         self._base, self._train, self._folder = base, train, folder
         self._names = (*OF_BACKBONE, *of_head)
         self.limits = limits
-        self._known: dict[str, Shape] = {}
+        self._known = {path.stem: shape for path in folder.glob("*.json") if (shape := _kept(path))}
 
     def unknown(self, settings: Experiment) -> bool:
         """Whether the network of these settings must be measured first."""
-        return self._read(self._key(settings)) is None
+        return self._key(settings) not in self._known
 
     def of(self, settings: Experiment) -> Shape:
         """Measure a network, or read what was measured."""
         key = self._key(settings)
-        if (found := self._read(key)) is None:
-            found = self._measured(settings)
+        if key not in self._known:
             self._folder.mkdir(exist_ok=True)
-            rundir.write_atomic(self._folder / f"{key}.json", to_json(found))
-            self._known[key] = found
-        return found
+            self._known[key] = self._measured(settings)
+            rundir.write_atomic(self._folder / f"{key}.json", to_json(self._known[key]))
+        return self._known[key]
 
     def figures(self, settings: Experiment) -> dict[str, float]:
         """`size_kb` and `latency_ms`, where there is an int8 form."""
@@ -118,15 +117,6 @@ class Shapes:
     def _key(self, settings: Experiment) -> str:
         return hashlib.sha256(json.dumps(self._described(settings), sort_keys=True).encode()).hexdigest()[:16]
 
-    def _read(self, key: str) -> Shape | None:
-        path = self._folder / f"{key}.json"
-        if key not in self._known and path.is_file():
-            try:
-                self._known[key] = rundir.read_json(Shape, path)
-            except RunError as error:
-                log.warning("%s; it is measured again", error)
-        return self._known.get(key)
-
     def _measured(self, settings: Experiment) -> Shape:
         from edgetl import heads
         from export import benchmark
@@ -144,7 +134,6 @@ class Shapes:
         described = self._described(settings)
         if refused:
             return Shape(described, refused=refused)
-        self._folder.mkdir(exist_ok=True)
         path = self._folder / f"{self._key(settings)}.tflite"
         rundir.write_atomic(path, tflite)
         (report,) = benchmark.measure((path,), benchmark.Config(path, runs=RUNS, warmup=WARMUP))
@@ -160,6 +149,14 @@ class Shapes:
         return [image for batch in data.decoded(chosen, spec) for image in batch.pixels]
 
 
+def _kept(path: Path) -> Shape | None:
+    try:
+        return rundir.read_json(Shape, path)
+    except RunError as error:
+        log.warning("%s; it is measured again", error)
+        return None
+
+
 def device_space(base: Experiment) -> tuple[str, ...]:
     """Knobs that decide on size and latency: small backbones whose weights are on this machine, widths, input sizes."""
     from edgetl.backbones.weights import at_hand
@@ -173,6 +170,10 @@ def device_space(base: Experiment) -> tuple[str, ...]:
                 names.append(row.name)
     elif base.weights == "none":
         widths = [each.width / own.width for each in registry.BACKBONES.values() if each.family == own.family]
-    sizes = [0, *sorted({max(MULTIPLE, round(share * own.default_size / MULTIPLE) * MULTIPLE) for share in SIZES})]
+    sizes = [
+        base.image_size,
+        *sorted({max(MULTIPLE, round(share * own.default_size / MULTIPLE) * MULTIPLE) for share in SIZES}),
+    ]
+    sizes += [0] if base.image_size else []
     offered: dict[str, Sequence[object]] = {"backbone": names, "width": widths, "image_size": sizes}
     return tuple(f"{name}=choice({','.join(map(str, few))})" for name, few in offered.items() if len(few) > 1)

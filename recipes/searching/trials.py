@@ -4,6 +4,7 @@ These functions run in the processes of `edgetl.parallel`; nothing of them is wr
 """
 
 import dataclasses
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 
 from edgetl import data, features, rundir
 from edgetl.console import progress, quiet_tensorflow
-from edgetl.errors import ArtifactError, EdgetlError
+from edgetl.errors import ArtifactError, ConfigError, EdgetlError
 from edgetl.metrics import primary, score
 from edgetl.search.outcome import Outcome, State
 from edgetl.search.space import Value, applied
@@ -48,11 +49,13 @@ class Shared:
     """Settings of the recipe, but for the knobs."""
     examples: data.Examples
     plan: Plan
-    data_sha256: str
+    splits_sha256: str
     table: features.Features
     """Of the base's backbone; trials with another one make their own pass, or find it in the cache."""
     held_out: frozenset[str]
     """Ids of the test photos: no trial looks at them."""
+    validation_share: float
+    """Validation photos, as a share of all but test photos."""
     folder: Path
     """Where a trial keeps its checkpoint while it runs."""
 
@@ -103,6 +106,8 @@ def run_trial(
     judge = Judge(shared.plan, number, params, before)
 
     def report(figure: float) -> None:
+        if not math.isfinite(figure):
+            raise ConfigError("training diverged: the model says no numbers any more")
         if judge.hopeless(figure):
             raise Hopeless
 
@@ -119,7 +124,7 @@ def run_trial(
         state, remark = "failed", " ".join(str(error).split())
     kind: State = state  # type: ignore[assignment]
     seconds, curve = time.perf_counter() - started, tuple(judge.curve)
-    return Outcome(number, params, kind, shared.data_sha256, found, curve, judge.rungs, excess, seconds, remark)
+    return Outcome(number, params, kind, shared.splits_sha256, found, curve, judge.rungs, excess, seconds, remark)
 
 
 def run_repeat(shared: Shared, name: str, params: dict[str, Value], seed: int) -> float:
@@ -131,9 +136,10 @@ def run_repeat(shared: Shared, name: str, params: dict[str, Value], seed: int) -
         params: values of the knobs.
         seed: of the division and of everything random.
     """
-    items = [dataclasses.replace(i, split="test") if i.id in shared.held_out else i for i in shared.table.examples]
+    held_out = shared.held_out
+    items = [dataclasses.replace(i, split="test" if i.id in held_out else None) for i in shared.table.examples]
     table = dataclasses.replace(shared.table, examples=shared.table.examples.with_items(items))
-    base = dataclasses.replace(shared.base, seed=seed)
+    base = dataclasses.replace(shared.base, seed=seed, validation_fraction=shared.validation_share)
     other = dataclasses.replace(shared, base=base, table=table, examples=table.examples)
     return trained(other, params, f"{name}-{seed}", lambda _: None)[0].validation.primary
 
@@ -177,7 +183,8 @@ def train_head(shared: Shared, settings: feature_extraction.Config, report: Repo
     scaled = table.of(splits.validation).mapped(features.Scaling.of(table.of(splits.train)).apply)
 
     def told(epoch: int, loss: float, head: "keras.Model") -> None:
-        report(primary(labels, experiment.predicted(head, scaled), outputs))
+        said = experiment.predicted(head, scaled)
+        report(primary(labels, said, outputs) if np.isfinite(said).all() else math.nan)
 
     head, _ = feature_extraction.fit_head(settings, table, splits, told)
 
@@ -229,7 +236,8 @@ def int8_figure(shared: Shared, settings: Experiment, done: Finished, splits: da
     model = done.model
     if model.inputs[0].shape[1:] != spec.shape:  # the head alone
         model = heads.attach(experiment.build_backbone(settings, row, spec), model)
-    chosen = data.stratified_subset(splits.train, min(CALIBRATION_PHOTOS, len(splits.train)), settings.seed)
+    count = max(CALIBRATION_PHOTOS, len(splits.train.output_names))
+    chosen = data.stratified_subset(splits.train, count, settings.seed)
     photos = [image for batch in data.decoded(chosen, spec) for image in batch.pixels]
     tflite, refused = int8_form(model, photos, units=done.outputs.units, span=span_of(splits.train))
     if refused:
