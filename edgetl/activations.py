@@ -257,7 +257,8 @@ def _entry_key(
     digest = hashlib.sha256(settings.encode())
     digest.update(str(examples.root.resolve()).encode(errors="surrogateescape"))
     for example in examples:
-        digest.update(f"\n{example.id}".encode(errors="surrogateescape"))
+        elsewhere = "" if example.path == examples.root / example.id else f"\0{example.path.absolute()}"
+        digest.update(f"\n{example.id}{elsewhere}".encode(errors="surrogateescape"))
     return digest.hexdigest()[:32]
 
 

@@ -8,6 +8,7 @@ agree to the last bit only where they divide alike.
 """
 
 import contextlib
+import importlib.util
 import os
 import pickle
 import shutil
@@ -315,14 +316,14 @@ def connect(address: str) -> tuple[Any, bool]:
         ConfigError: Ray is not installed, the address is none, or nothing answers there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unless asked for
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError('--ray: Ray is not installed. Run pip install "edgetl[cluster]"') from None
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError('--ray: Ray is not installed. Run pip install "edgetl[cluster]"')
+    if address != "auto":
+        _reach(address)  # before the import, which takes seconds
+    import ray
+
     if ray.is_initialized():
         return ray, False
-    if address != "auto":
-        _reach(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="edgetl")
     except Exception as error:  # of many types, some of them of protobuf and grpc

@@ -167,7 +167,10 @@ class Lessons:
 
     def photos(self, train: data.Examples) -> data.Examples:
         """All photos to train on: first those with labels."""
-        return train.with_items([*train, *self.unlabelled]) if self.unlabelled else train
+        if not self.unlabelled:
+            return train
+        usual = float(train.weights.mean())  # only ratios of weights mean anything
+        return train.with_items([*train, *(replace(item, weight=usual) for item in self.unlabelled)])
 
     def hinted(self, model: "keras.Model", backbone: "keras.Model") -> "keras.Model":
         """The model that is trained: it also guesses the teacher's features, if they count."""
@@ -234,6 +237,7 @@ def find_teacher(config: "Config") -> Teacher:
     run = rundir.open_run(config.teacher)
     source = config.data or run.manifest.data
     examples = replace(marked(run.splits(source)), source=source)
+    examples = examples.absolute() if config.ray else examples
     data.refuse_inside(config.out, source, examples)
     unlabelled = find_unlabelled(config, examples) if config.unlabelled else None
     return Teacher(replace(config, data=source), run, examples, unlabelled)
@@ -250,7 +254,7 @@ def find_unlabelled(config: "Config", examples: data.Examples) -> data.Examples:
         DatasetError: no such folder, no photo in it, or a link that leads elsewhere.
         ConfigError: the student would be written into it.
     """
-    root = Path(config.unlabelled).expanduser()
+    root = Path(config.unlabelled).expanduser().absolute()
     if not root.is_dir():
         raise DatasetError(f"--unlabelled {config.unlabelled}: no such folder. Name one with photos, or leave it out")
     found = scan(root, root)

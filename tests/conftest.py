@@ -19,6 +19,8 @@ _HOME = tempfile.mkdtemp(prefix="edgetl-tests-")
 # At import, before a test module imports Keras, which reads and writes its home then.
 os.environ["EDGETL_CACHE"] = f"{_HOME}/edgetl"
 os.environ["KERAS_HOME"] = f"{_HOME}/keras"
+# Read when Ray is imported: without it Ray talks to the address of a network card, and tests reach loopback alone.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 # Children inherit an ignored signal: whoever starts the suite in the background would see Ctrl-C do nothing in them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 _real_connect = socket.socket.connect

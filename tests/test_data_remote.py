@@ -433,3 +433,40 @@ def test_a_run_finds_its_photos_by_the_url(memory: Counting, photo_folder: Path,
     assert len(memory.fetched) == 60
     assert feature_extraction.main(config).finished
     assert len(open_run(run.path).splits(str(remote.fetch("counting://photos"))).test) == 15
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_and_removes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    make_photo_folder(tmp_path / "photos", {"cat": 3, "dog": 3, "owl": 3}, size=(16, 12))
+    url = f"file://{tmp_path / 'photos'}"
+    assert len(data.load(url)) == 9
+    ls = LocalFileSystem.ls
+
+    def failing(self: LocalFileSystem, path: str, detail: bool = False, **options: object) -> object:
+        if str(path).rstrip("/").endswith("owl"):
+            raise TimeoutError("the server did not answer")
+        return ls(self, path, detail=detail, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", failing)
+    with pytest.raises(DatasetError, match=r"file://.*photos: "):
+        data.load(url)
+    monkeypatch.undo()
+    assert len(data.load(url)) == 9
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://ghp_TOKEN@host/photos/",
+        "https://me%3Ahunter2@host/photos/",
+        "az://container/photos?sv=1&sig=hunter2",
+        "HTTPS://host/photos?sig=hunter2",
+    ],
+)
+def test_secrets_in_other_clothes_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(DatasetError, match="a password, a key or a query") as error:
+        data.load(url)
+    assert not any(secret in str(error.value) for secret in ("TOKEN", "hunter2"))

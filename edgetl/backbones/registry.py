@@ -47,7 +47,7 @@ def of_width(name: str, width: float) -> Backbone:
     row = get(name)
     members = [each for each in BACKBONES.values() if each.family == row.family]
     for each in members:
-        if math.isclose(each.width, row.width * width):
+        if math.isclose(each.width, row.width * width, rel_tol=1e-3):  # as many digits as messages show
             return each
     several = dict.fromkeys(each.family for each in BACKBONES.values() if each.width != 1)
     widths = ", ".join(f"{each.width / row.width:g}" for each in members)

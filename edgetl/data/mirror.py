@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 from edgetl.errors import DatasetError
@@ -118,16 +119,23 @@ class Mirror:
 
         shutil.rmtree(self._part, ignore_errors=True)  # what a kill left
         self._part.mkdir()
+        noting = Lock()
         with (
             self._journal.open("a", encoding="utf-8") as journal,
             progress(f"fetch {self.source}", len(wanted)) as bar,
             ThreadPoolExecutor(AT_ONCE, "fetch") as pool,
         ):
-            for start in range(0, len(wanted), _BATCH):
-                for record in pool.map(self._fetch_one, wanted[start : start + _BATCH]):
+
+            def one(each: tuple[str, RemoteFile]) -> None:
+                record = self._fetch_one(each)
+                with noting:  # at once: files before it may take minutes, or fail
                     journal.write(json.dumps(record) + "\n")
                     journal.flush()
                     bar.advance()
+
+            for start in range(0, len(wanted), _BATCH):
+                for _ in pool.map(one, wanted[start : start + _BATCH]):
+                    pass
         shutil.rmtree(self._part)
 
     def _fetch_one(self, wanted: tuple[str, RemoteFile]) -> _Record:

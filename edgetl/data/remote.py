@@ -147,7 +147,7 @@ def _find(copy: Mirror, below: str, root: str) -> Iterator[_Found]:
     from edgetl.console import progress
 
     with progress(f"list {copy.source}"):
-        found = copy.fs.find(below, detail=True)
+        found = _everything(copy.fs, below)
     above = f"{root.rstrip('/')}/" if root else ""
     for name, info in found.items():
         if name == root:
@@ -158,6 +158,31 @@ def _find(copy: Mirror, below: str, root: str) -> Iterator[_Found]:
             continue
         id_ = name.removeprefix(above) if name.startswith(above) else f"../{name}"
         yield unquote(id_) if copy.protocol in _HTTP else id_, name, info
+
+
+def _everything(fs: Any, below: str) -> Mapping[str, Mapping[str, Any]]:
+    """All files below a folder, by name.
+
+    Where a file system has no listing of its own for that, fsspec walks the folders, and leaves out without a word
+    those that can't be listed.
+    """
+    from fsspec import AbstractFileSystem
+    from fsspec.asyn import AsyncFileSystem
+
+    kind = type(fs)
+    if kind.find is not AbstractFileSystem.find or getattr(kind, "_find", None) not in (None, AsyncFileSystem._find):
+        listed: Mapping[str, Mapping[str, Any]] = fs.find(below, detail=True)
+        return listed
+    found, seen, waiting = {}, {below.rstrip("/")}, [below]
+    while waiting:
+        for info in fs.ls(waiting.pop(), detail=True):
+            name = info["name"]
+            if info["type"] != "directory" or info.get("islink"):
+                found[name] = info
+            elif name.rstrip("/") not in seen:
+                seen.add(name.rstrip("/"))
+                waiting.append(name)
+    return found
 
 
 def _files(copy: Mirror, found: Sequence[_Found]) -> dict[str, RemoteFile]:
@@ -185,11 +210,13 @@ def _refuse_what_cannot_be_kept(url: str) -> str:
         DatasetError: it holds a secret (which the message does not repeat), or means something only here.
     """
     protocol, _, rest = url.partition(_MARK)
+    protocol = protocol.lower()
     if "::" in url:
         raise DatasetError(f"{protocol}{_MARK}...: several file systems in one URL. Give the place of the files alone")
     host = rest.partition("/")[0]
     user, _, machine = host.rpartition("@")
-    if ":" in user or not re.fullmatch(r"[^:]*(:\d*)?|\[.*](:\d*)?", machine) or (protocol in _HTTP and "?" in rest):
+    secret = ":" in unquote(user) or (user and protocol in _HTTP) or re.search(r"\?[^/]*=", rest)
+    if secret or not re.fullmatch(r"[^:]*(:\d*)?|\[.*](:\d*)?", machine) or (protocol in _HTTP and "?" in rest):
         raise DatasetError(
             f"{protocol}{_MARK}...: a password, a key or a query in the URL, which a run would write down. Leave it "
             "out: its place is fsspec's configuration or the environment"
@@ -234,8 +261,13 @@ def _told(url: str, protocol: str, copy: Mirror | None = None) -> Iterator[None]
         if isinstance(error, OSError) and (here or error.errno in _NO_ROOM):
             error.filename = error.filename or url
             raise
-        last = f", or take what was there the last time: --data {copy.files}" if copy and copy.complete else ""
+        last = f", or take what was there the last time: --data {_copied(copy, url)}" if copy and copy.complete else ""
         raise DatasetError(f"{url}: {_explained(error, protocol)}{last}") from error
+
+
+def _copied(copy: Mirror, url: str) -> Path:
+    """What stands for a place here: of a table the table, whose labels the folder does not know."""
+    return copy.files / posixpath.basename(url) if url.lower().endswith(tuple(SUFFIXES)) else copy.files
 
 
 def _explained(error: Exception, protocol: str) -> str:

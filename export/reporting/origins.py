@@ -11,7 +11,7 @@ from export.reporting.blocks import Block, Commands, Missing, Row, Section, Tabl
 from export.reporting.material import Material
 from export.reporting.verdict import licence_of
 
-OF_THE_MACHINE = ("recipe", "cache", "workers", "resume", "disk_budget_gb", "tensorboard")
+OF_THE_MACHINE = ("recipe", "cache", "workers", "ray", "resume", "disk_budget_gb", "tensorboard")
 """What config.json holds besides the settings of the experiment: where and how it ran; paths may tell who ran it."""
 NO_OPTIONS = {
     "distill": ("validation_fraction", "test_fraction", "task", "label", "targets", "class_order", "group", "exclude")
