@@ -316,10 +316,7 @@ def connect(address: str) -> tuple[Any, bool]:
         ConfigError: Ray is not installed, the address is none, or nothing answers there.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unless asked for
-    if importlib.util.find_spec("ray") is None:
-        raise ConfigError('--ray: Ray is not installed. Run pip install "edgetl[cluster]"')
-    if address != "auto":
-        _reach(address)  # before the import, which takes seconds
+    check(address)
     import ray
 
     if ray.is_initialized():
@@ -334,8 +331,16 @@ def connect(address: str) -> tuple[Any, bool]:
     return ray, True
 
 
-def _reach(address: str) -> None:
-    """Ray itself tries for minutes before it gives up."""
+def check(address: str) -> None:
+    """Refuse a cluster that can't be there, in a moment: Ray takes seconds to be imported, and tries for minutes.
+
+    Raises:
+        ConfigError: Ray is not installed, the address is none, or nothing accepts a connection there.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError('--ray: Ray is not installed. Run pip install "edgetl[cluster]"')
+    if address == "auto":
+        return
     place = urlsplit(address if "//" in address else f"//{address}")
     try:
         host, port = place.hostname, place.port

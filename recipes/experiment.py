@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
-from edgetl import data, features
+from edgetl import data, features, parallel
 from edgetl.audit import gate
 from edgetl.backbones import registry
 from edgetl.backbones.backbone import Backbone
@@ -91,6 +91,8 @@ def check_common(config: Experiment) -> None:
         registry.of_width(config.backbone, config.width)
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"--seed {config.seed}: must be between 0 and {2**32 - 1}")
+    if config.ray:
+        parallel.check(config.ray)
     check_share("max-unreadable", config.max_unreadable)
     for name, number in [("image-size", config.image_size), ("workers", config.workers)]:
         if number < 0:

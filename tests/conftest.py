@@ -19,6 +19,9 @@ _HOME = tempfile.mkdtemp(prefix="edgetl-tests-")
 # At import, before a test module imports Keras, which reads and writes its home then.
 os.environ["EDGETL_CACHE"] = f"{_HOME}/edgetl"
 os.environ["KERAS_HOME"] = f"{_HOME}/keras"
+# As `edgetl.console.quiet_tensorflow` does: a test module that imports Keras first would leave it to the processor, and
+# the commands that tests start would then sum in another order than this process.
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 # Read when Ray is imported: without it Ray talks to the address of a network card, and tests reach loopback alone.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 # Children inherit an ignored signal: whoever starts the suite in the background would see Ctrl-C do nothing in them.

@@ -196,7 +196,7 @@ def test_a_failed_fetch_goes_on_where_it_was(memory: Counting, monkeypatch: pyte
     memory.failing.clear()
     examples = data.load("counting://photos")
     resumed = memory.fetched[len(before) :]
-    assert sorted(resumed) == ["/photos/dog/2.jpg", "/photos/dog/3.jpg"]
+    assert resumed == ["/photos/dog/2.jpg"]  # what came after it was noted as well
     assert tree(examples.root) == {name.removeprefix("/photos/"): content for name, content in FOLDER.items()}
     assert sorted(path.name for path in examples.root.parent.iterdir()) == ["files", "index.jsonl"]
 

@@ -230,7 +230,7 @@ def test_a_damaged_finished_run_is_not_called_finished(run_copy: RunDir, photo_f
 
 def test_settings_in_a_run_have_the_names_that_earlier_runs_have(trained_run: RunDir) -> None:
     shared = "data out backbone width weights image_size resize validation_fraction test_fraction task label targets"
-    shared += " class_order group seed max_unreadable cache workers exclude allow_leakage"
+    shared += " class_order group seed max_unreadable cache workers ray exclude allow_leakage"
     own = "head hidden_units dropout learning_rate weight_decay epochs batch_size calibrate_scores"
     assert [field.name for field in dataclasses.fields(Experiment)] == shared.split()
     assert set(json.loads((trained_run.path / CONFIG).read_text())) == {"recipe", *shared.split(), *own.split()}

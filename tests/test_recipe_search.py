@@ -129,6 +129,7 @@ def test_repeats_compare_with_the_defaults_on_photos_that_chose_nothing(found: S
     assert "other divisions the best settings are" in search.show(found)
 
 
+@pytest.mark.slow
 def test_lost_trials_are_done_again_to_the_same_outcomes(found: Search, tmp_path: Path) -> None:
     copy = copied(found, tmp_path)
     for name in ("0001.json", "0004.json", "0005.json"):
@@ -140,6 +141,7 @@ def test_lost_trials_are_done_again_to_the_same_outcomes(found: Search, tmp_path
     assert again.best == found.best
 
 
+@pytest.mark.slow
 def test_more_trials_go_on_from_those_that_are_there(found: Search, tmp_path: Path) -> None:
     copy = copied(found, tmp_path)
     more = search.main(settings(Path(found.data), copy, method="tpe", trials=8, repeats=0))
@@ -236,6 +238,7 @@ def shared_by(config: search.Config) -> trials.Shared:
         return search.prepared(config, base, planned(config, base), experiment.load_examples(base), run)[0]
 
 
+@pytest.mark.slow
 def test_a_space_that_was_edited_is_refused_and_the_default_one_is_kept(found: Search, tmp_path: Path) -> None:
     copy = copied(found, tmp_path)
     config = json.loads((copy / "config.json").read_text())
@@ -248,6 +251,7 @@ def test_a_space_that_was_edited_is_refused_and_the_default_one_is_kept(found: S
     assert timeless(again.outcomes) == timeless(found.outcomes)
 
 
+@pytest.mark.slow
 def test_photos_that_changed_sides_are_refused(photos: Path, tmp_path: Path) -> None:
     config = settings(
         divided_table(photos, tmp_path, ("train", "train", "validation", "test")), tmp_path / "out", trials=1
@@ -286,6 +290,7 @@ def test_a_training_that_diverges_fails_its_trial_alone(photos: Path, tmp_path: 
     assert "diverged" in outcome.remark
 
 
+@pytest.mark.slow
 def test_settings_that_cannot_work_together_fail_their_trial_alone(photos: Path, tmp_path: Path) -> None:
     config = settings(
         photos,

@@ -81,6 +81,7 @@ def check(config: "Config") -> None:
     Raises:
         ConfigError: names the option, what it got, and what it takes.
     """
+    experiment.check_common(config)
     for name, number in [("trials", config.trials), ("ahead", config.ahead)]:
         if number < 1:
             raise ConfigError(f"--{name} {number}: must be at least 1")
