@@ -353,7 +353,7 @@ import os, signal, subprocess, sys, time
 from pathlib import Path
 while True:  # until a worker has begun with a trial
     listed = subprocess.run(["ps", "-axww", "-o", "pid=,args="], capture_output=True, text=True).stdout
-    busy = [int(line.split()[0]) for line in listed.splitlines() if "ray::_apply" in line]
+    busy = [int(line.split()[0]) for line in listed.splitlines() if line.split()[1].startswith("ray::_apply")]
     if busy and Path(sys.argv[1]).exists() and list(Path(sys.argv[1]).glob("*.json")):
         os.kill(busy[0], signal.SIGKILL)
         break
