@@ -29,6 +29,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edgetl.console import log
+from edgetl.data.pipeline import cores
 from edgetl.errors import ConfigError
 
 RETRIES = 3
@@ -91,11 +92,6 @@ def workers(shared: Any, *, ray: str = "", processes: int = 0, threads: int = 1)
         yield started
     finally:
         started.close()
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Local(Workers):
