@@ -2,7 +2,8 @@
 
 Each group goes, large ones first, where it brings all counts nearest to what was asked for: to the part in which it
 lowers Pearson's chi-square most, over all classes or labels and the number of examples. Then whatever a part lacks
-altogether is moved there from a part that keeps some of it.
+altogether is moved there from a part that keeps some of it; and if that does not help, because what could be moved is
+the last of another kind, integer programming finds the division next to this one in which no part lacks anything.
 """
 
 import hashlib
@@ -10,6 +11,8 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from edgetl.data.examples import Example, Examples
 
@@ -56,7 +59,7 @@ def spread(units: Sequence[Unit], shares: Sequence[float], needed: Collection[in
         seed: another seed, another division, where more than one is as good.
 
     Returns:
-        The units of each part. One can lack a needed kind, or be far from its share, where the units allow no better.
+        The units of each part. One lacks a needed kind only where no division has all; it can be far from its share.
     """
     parts = _Parts(units, shares)
     for unit in _by_size(units, parts.total, seed):
@@ -65,6 +68,8 @@ def spread(units: Sequence[Unit], shares: Sequence[float], needed: Collection[in
         for at in range(len(shares)):
             if not parts.counts[at][kind]:
                 parts.fetch(kind, at, needed)
+    if any(not counts[kind] for counts in parts.counts for kind in needed):
+        return _complete(parts.units, needed) or parts.units
     return parts.units
 
 
@@ -111,6 +116,37 @@ class _Parts:
             unit = self.units[at][position]
             self.add(unit, at, -1)
             self.add(unit, to)
+
+
+def _complete(parts: Sequence[Sequence[Unit]], needed: Collection[int]) -> list[list[Unit]] | None:
+    """Find the division in which each part has all that is needed, with as few examples in other parts as possible.
+
+    Returns:
+        The units of each part; None if there is no such division.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_array, eye_array, kron, vstack
+
+    pairs = [(unit, at) for at, members in enumerate(parts) for unit in members]
+    units, now = [unit for unit, _ in pairs], np.array([at for _, at in pairs])
+    has = csr_array([[kind in unit.kinds for unit in units] for kind in sorted(needed)], dtype=float)
+    # One variable, 0 or 1, for each unit in each part, the parts of a unit side by side.
+    each_once = kron(eye_array(len(units)), np.ones((1, len(parts))))
+    all_there = kron(has, eye_array(len(parts)))
+    stays = np.zeros((len(units), len(parts)))
+    stays[np.arange(len(units)), now] = [len(unit.items) for unit in units]
+    found = milp(
+        -stays.ravel(),
+        integrality=np.ones(stays.size),
+        bounds=Bounds(0, 1),
+        constraints=LinearConstraint(
+            vstack([each_once, all_there]), 1, np.repeat([1, np.inf], [len(units), all_there.shape[0]])
+        ),
+    )
+    if found.x is None:
+        return None
+    chosen = found.x.reshape(stays.shape).argmax(axis=1)
+    return [[unit for unit, at in zip(units, chosen, strict=True) if at == part] for part in range(len(parts))]
 
 
 def _by_size(units: Iterable[Unit], total: Mapping[int, int], seed: int) -> list[Unit]:
