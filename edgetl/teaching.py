@@ -78,6 +78,9 @@ def _features(model: keras.Model) -> Any:
 
 
 def _logits(scores: Any) -> Any:
+    """What the scores of labels are the sigmoid of."""
+    if hasattr(scores, "_keras_logits"):  # where Keras' own losses look, too: exact, and with a gradient everywhere
+        return scores._keras_logits
     scores = ops.clip(scores, LEAST, 1 - LEAST)
     return ops.log(scores) - ops.log(1 - scores)
 
@@ -98,6 +101,24 @@ def hinted(model: keras.Model, features: Any, width: int) -> keras.Model:
     """
     guess = keras.layers.Dense(width, kernel_initializer="zeros", name=HINT_LAYER)
     return keras.Model(model.input, [model.output, guess(features)], name=model.name)
+
+
+def joined(outputs: Any, guesses: Any) -> Any:
+    """Put outputs [n, k] and guessed features [n, d] into the one tensor that a loss sees; `parted` takes it apart."""
+    both = ops.concatenate([outputs, ops.cast(guesses, outputs.dtype)], axis=1)
+    return _with_logits_of(outputs, both)
+
+
+def parted(both: Any, k: int) -> tuple[Any, Any]:
+    """The outputs and guessed features that `joined` has put together."""
+    return _with_logits_of(both, both[:, :k]), both[:, k:]
+
+
+def _with_logits_of(scores: Any, tensor: Any) -> Any:
+    """Keep what Keras remembers of scores, so that losses are exact where a score rounds to 0 or 1."""
+    if hasattr(scores, "_keras_logits"):
+        tensor._keras_logits = scores._keras_logits
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -186,15 +207,14 @@ class TaughtLoss(keras.losses.Loss):  # type: ignore[misc]
         """
         k = len(self._outputs.names)
         labels, taught, features, labelled = y_true[:, :k], y_true[:, k : 2 * k], y_true[:, 2 * k : -1], y_true[:, -1]
-        # A slice where there is no need would hide the logits, which the labels' own loss takes of the whole.
-        said = y_pred[:, :k] if self._hint_weight else y_pred
+        said, guessed = parted(y_pred, k) if self._hint_weight else (y_pred, None)
         labels = labels / ops.maximum(labelled, LEAST)[:, None]  # of a photo mixed with one without: its own, whole
         own = self._own.call(labels, said)
         if self._class_weights is not None:
             own = own * ops.matmul(labels, ops.convert_to_tensor(self._class_weights))
         loss = self._label_weight * labelled * own + (1 - self._label_weight) * self._distance(taught, said)
-        if self._hint_weight:
-            loss += self._hint_weight * ops.mean(ops.square(y_pred[:, k:] - features), axis=-1)
+        if guessed is not None:
+            loss += self._hint_weight * ops.mean(ops.square(guessed - features), axis=-1)
         return loss
 
     def _distance(self, taught: Any, said: Any) -> Any:

@@ -17,6 +17,7 @@ from edgetl.errors import ConfigError
 from edgetl.heads import OUTPUT_LAYERS
 from edgetl.mixing import Mixing
 from edgetl.phases import Phase
+from edgetl.teaching import joined
 
 quiet_tensorflow()
 import keras  # noqa: E402
@@ -58,7 +59,7 @@ class Trainee(keras.Model):  # type: ignore[misc]
         if not isinstance(said, list):
             return said
         outputs, guesses = said
-        return tf.concat([outputs, tf.cast(guesses, outputs.dtype)], axis=1) if training else outputs
+        return joined(outputs, guesses) if training else outputs
 
     @property
     def mean_loss(self) -> Any:

@@ -17,6 +17,7 @@ from edgetl.fine_tuning import FineTuning, Settings
 from edgetl.heads import HEADS
 from edgetl.judging import Validation
 from edgetl.losses import make_loss
+from edgetl.mixing import Mixing
 from edgetl.optimizers import OptimizerSettings
 from edgetl.outputs import OutputSpec, Task
 from edgetl.teaching import HINT_LAYER, TaughtLoss, Teaching, features_width, hinted, scaling_of, spoken
@@ -229,6 +230,24 @@ def test_a_student_that_is_surely_wrong_still_learns_from_both() -> None:
         trainee.fit(np.array([[40.0, 0, 0]]), targets, verbose=0)
         # dL/dlogits = p - label; of the distance T^2 (q - p) / T = T (q - p): at T = 2 twice as large.
         np.testing.assert_allclose(last.get_weights()[0][0], [1 - 40 * size, 40 * size, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("hint", [0.0, 1.0])
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_student_that_is_surely_wrong_of_a_label_still_learns(weight: float, hint: float) -> None:
+    inputs = keras.Input((3,))
+    last = keras.layers.Dense(3, activation="sigmoid", use_bias=False, kernel_initializer="identity")
+    model = keras.Model(inputs, last(inputs))
+    lesson = teaching("multi_label", Stored(np.zeros((1, 1, 3))), 1.0, weight, hint_weight=hint)
+    trainee = Trainee(hinted(model, inputs, 2) if hint else model, [], Mixing(0.0, 0.0, 0), None)
+    trainee.compile(keras.optimizers.SGD(1.0), TaughtLoss(make_loss(SPECS["multi_label"]), lesson))
+    features = [0, 0] if hint else []
+    targets = np.array([[0, 1, 0, 0.5, 0.5, 0.5, *features, 1]], np.float32)
+    # Scores round to 1 and to 0, where the logarithm of what is left to 1, or of the score, has no gradient.
+    trainee.fit((np.array([[40.0, -200, 0]]),), targets, verbose=0)
+    # dL/dlogit = (score - what it should be) / labels.
+    wrong = np.array([1, -1, 0.5]) if weight else np.array([0.5, -0.5, 0])
+    np.testing.assert_allclose(last.get_weights()[0] - np.eye(3), np.outer([-40, 200, 0], wrong / 3), rtol=1e-4)
 
 
 def test_hints_are_the_mean_squared_error_of_scaled_features() -> None:
