@@ -55,6 +55,7 @@ class _Layout:
     seed: int
     folder: Path
     title: str
+    streams: bool
 
     @cached_property
     def width(self) -> int:
@@ -81,7 +82,7 @@ class _Layout:
         """What the disk budget has to know."""
         photos = len(self.examples)
         size = size_bytes(photos, self.views, self.shapes)
-        return Entry(self.folder, size, photos, self.views, self.width * _VALUE_BYTES)
+        return Entry(self.folder, size, photos, self.views, self.width * _VALUE_BYTES, self.streams)
 
 
 class Activations:
@@ -158,6 +159,7 @@ def store(
     budget_bytes: int,
     workers: int | None = None,
     title: str = "border activations",
+    streams: bool = True,
 ) -> Activations:
     """Compute the border activations of all views of all examples, or open those that an earlier pass stored.
 
@@ -175,6 +177,7 @@ def store(
         budget_bytes: what all entries may take together.
         workers: threads; default one per core.
         title: what progress and messages call them.
+        streams: whether messages may advise to do without, by `--views 0`.
 
     Returns:
         The activations, open; close them after use.
@@ -188,7 +191,7 @@ def store(
     root = cache.expanduser() / "activations"
     root.mkdir(parents=True, exist_ok=True)
     name = _entry_key(examples, spec, shapes, preset, views, seed, key)
-    layout = _Layout(examples, spec, shapes, preset, views, seed, root / name, title)
+    layout = _Layout(examples, spec, shapes, preset, views, seed, root / name, title, streams)
     check_budget(layout.entry, budget_bytes)
     with contextlib.ExitStack() as on_error:
         lock = on_error.enter_context(lock_file(layout.folder).open("ab"))
@@ -337,9 +340,12 @@ def _views_of(example: Example, layout: _Layout, forward: Forward, bar: Bar) -> 
         with np.errstate(over="ignore", invalid="ignore"):  # looked for below
             values[index] = forward(seen)[0]
         if not np.isfinite(values[index]).all():
+            advice = (
+                "Use --views 0 to compute them in every epoch" if layout.streams else "Thaw other blocks with --thaw"
+            )
             raise ConfigError(
                 f"{example.path}: {layout.title} are not finite or beyond 65504, the end of float16, "
-                "and can't be stored. Use --views 0 to compute them in every epoch"
+                f"and can't be stored. {advice}"
             )
         bar.advance()
     return values

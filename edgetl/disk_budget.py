@@ -27,6 +27,8 @@ class Entry:
     views: int
     view_bytes: int
     """Of one view of one photo."""
+    streams: bool = True
+    """Whether there is a way without storing it, `--views 0`."""
 
 
 def check_budget(entry: Entry, budget: int) -> None:
@@ -83,7 +85,11 @@ def _no_room(entry: Entry, limit: str, available: int, way_out: str) -> str:
     fits = min((available - beside_views) // one_view, entry.views - 1)
     fewer = f"Take fewer views (--views {fits} fits)" if fits > 0 else "Not even one view fits"
     size = f"{entry.photos} photos x {entry.views} views x {_amount(entry.view_bytes)}"
-    advice = f"thaw fewer blocks, {way_out}, or stream with --views 0"
+    advice = (
+        f"thaw fewer blocks, {way_out}, or stream with --views 0"
+        if entry.streams
+        else f"thaw fewer blocks or {way_out}"
+    )
     return f"border activations need {_amount(entry.size_bytes)} ({size}) and {limit}. {fewer}: {advice}"
 
 

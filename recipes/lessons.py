@@ -217,6 +217,7 @@ class Lessons:
             budget_bytes=int(config.disk_budget_gb * 1e9),
             workers=config.workers or None,
             title="what the teacher says",
+            streams=False,
         )
         with closing(StoredSource(stored, shapes)) as source:
             scaling = scaling_of(source, len(labels)) if hints else None

@@ -60,7 +60,7 @@ def sources(
             if front is None or config.views == 0:
                 return stack.enter_context(closing(StreamedSource(part, spec, config.workers or None)))
             shapes = tuple(tuple(tensor.shape[1:]) for tensor in front.outputs)
-            activations = stored(config, row, spec, front, forward, part, views, reserved)
+            activations = stored(config, row, spec, front, forward, part, views, reserved, streams=lessons is None)
             return stack.enter_context(closing(StoredSource(activations, shapes)))
 
         if front is None or config.views == 0:
@@ -69,9 +69,10 @@ def sources(
         # Room for both parts is asked for at once: what does not fit is said before anything is computed.
         views, outputs = number_of_views(config), training_outputs(splits.train)
         photos = lessons.photos(splits.train) if lessons else splits.train
+        stored_photos = source(photos, views, reserved=len(splits.validation))
         teaching = stack.enter_context(lessons.teaching(photos, views, outputs)) if lessons else None
         train = Batches(
-            source(photos, views, reserved=len(splits.validation)),
+            stored_photos,
             splits.train.labels,
             outputs,
             config.batch_size,
@@ -112,10 +113,13 @@ def stored(
     part: data.Examples,
     views: int,
     reserved: int,
+    *,
+    streams: bool,
 ) -> "Activations":
     """Run photos through the frozen part once, or find what an earlier run has stored.
 
-    `reserved` is the number of further photos, one view each, that the disk budget must hold as well.
+    `reserved` is the number of further photos, one view each, that the disk budget must hold as well; `streams` tells
+    whether the recipe can do without what is stored.
     """
     from edgetl import activations
     from edgetl.backbones.weights import weights_sha256
@@ -140,6 +144,7 @@ def stored(
         cache=config.cache,
         budget_bytes=max(0, room),
         workers=config.workers or None,
+        streams=streams,
     )
 
 

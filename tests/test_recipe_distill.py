@@ -157,6 +157,7 @@ def test_photos_with_labels_are_not_among_those_without(
         )
 
 
+@slow
 def test_a_run_goes_straight_through_export(distilled: RunDir, tmp_path: Path) -> None:
     shutil.copytree(distilled.path, tmp_path / "run")
     convert.main(convert.Config(tmp_path / "run", schemes=("float32", "int8"), calibration_images=12))
@@ -182,9 +183,8 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Task], RunDi
     return cached(lambda task: tiny_run(tmp_path_factory.mktemp(task), task))
 
 
-@pytest.mark.parametrize(
-    "task", ["regression", *(pytest.param(task, marks=slow) for task in HEADS if task != "regression")]
-)
+@slow
+@pytest.mark.parametrize("task", HEADS)
 def test_every_task_can_be_distilled(task: Task, teachers: Any, cache: Path, tmp_path: Path) -> None:
     teacher = teachers(task)
     more = make_photo_folder(tmp_path / "more", {"x": 4}, size=(20, 20))
@@ -249,6 +249,7 @@ def stopped(
     return out
 
 
+@slow
 def test_it_goes_on_to_the_same_weights_and_asks_the_teacher_once(
     stopped: Path, distilled: RunDir, trained_run: RunDir, cache: Path, more: Path, tmp_path: Path
 ) -> None:
@@ -293,6 +294,7 @@ def test_a_killed_command_goes_on_to_the_same_weights(
     assert_same_weights(main(full(trained_run, out, cache, more)), distilled)
 
 
+@slow
 def test_other_photos_without_labels_are_named(
     stopped: Path, trained_run: RunDir, cache: Path, more: Path, tmp_path: Path
 ) -> None:
@@ -375,6 +377,15 @@ def test_what_cannot_work_is_refused_and_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_does_not_fit_is_said_before_the_teacher_is_asked(
+    trained_run: RunDir, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lessons.Lessons, "teaching", lambda *_: pytest.fail("minutes of computing for nothing"))
+    with pytest.raises(ConfigError, match=r"border activations need .*larger --disk-budget-gb$"):
+        main(student(trained_run, tmp_path / "run", cache, disk_budget_gb=1e-6))
+    assert not (tmp_path / "run").exists()
+
+
 def test_folders_that_cannot_be_used_are_refused(trained_run: RunDir, cache: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="empty: no photo in it"):
@@ -416,6 +427,7 @@ def test_the_student_is_not_written_over_its_teacher(trained_run: RunDir, cache:
     assert open_run(trained_run.path)
 
 
+@slow
 def test_photos_that_changed_since_are_refused(
     trained_run: RunDir, photo_folder: Path, cache: Path, tmp_path: Path
 ) -> None:
