@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from photos import make_photo_folder
 
+from edgetl.locks import alone
 from edgetl.rundir import RunDir
 
 ROOT = Path(__file__).parent.parent
@@ -79,31 +80,48 @@ def reached_for_the_network() -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="session")
-def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of twenty photos."""
-    return make_photo_folder(tmp_path_factory.mktemp("data") / "photos", {"cat": 20, "dog": 20, "owl": 20})
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of a test run share; each thing in it is made by one of them, under `alone`."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def trained_run(tmp_path_factory: pytest.TempPathFactory, photo_folder: Path) -> RunDir:
+def photo_folder(shared: Path) -> Path:
+    """Three classes of twenty photos; read only."""
+    with alone(shared, "another process makes the photos"):
+        if not (shared / "photos").is_dir():
+            make_photo_folder(shared / "unfinished", {"cat": 20, "dog": 20, "owl": 20}).rename(shared / "photos")
+    return shared / "photos"
+
+
+@pytest.fixture(scope="session")
+def trained_run(shared: Path, photo_folder: Path) -> RunDir:
     """A finished run without artifacts; read only."""
     from recipes import feature_extraction
 
-    out = tmp_path_factory.mktemp("runs") / "trained"
-    return feature_extraction.main(feature_extraction.Config(str(photo_folder), out, image_size=64))
+    run = RunDir(shared / "trained")
+    with alone(shared, "another process trains"):
+        if not run.finished:
+            feature_extraction.main(feature_extraction.Config(str(photo_folder), run.path, image_size=64))
+    return run
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, trained_run: RunDir) -> RunDir:
+def finished_run(shared: Path, trained_run: RunDir) -> RunDir:
     """A run converted under all schemes, evaluated, timed and reported; read only."""
     from export import benchmark, convert, evaluate, report
 
-    path = tmp_path_factory.mktemp("finished") / "run"
-    shutil.copytree(trained_run.path, path)
-    convert.main(convert.Config(path, calibration_images=12, seed=3))
-    evaluate.main(evaluate.Config(path))
-    benchmark.main(benchmark.Config(path, runs=10, warmup=1))
-    report.main(report.Config(path))
+    path = shared / "run"
+    with alone(shared, "another process converts"):
+        if not (path / "export" / report.REPORT).is_file():
+            shutil.copytree(trained_run.path, path, dirs_exist_ok=True)
+            convert.main(convert.Config(path, calibration_images=12, seed=3))
+            evaluate.main(evaluate.Config(path))
+            benchmark.main(benchmark.Config(path, runs=10, warmup=1))
+            report.main(report.Config(path))
     return RunDir(path)
 
 

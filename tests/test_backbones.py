@@ -22,9 +22,9 @@ FAMILIES = [
     ("MobileNet", "mobilenet"),
     ("MobileNet_025", "mobilenet"),
     ("MobileNetV2", "mobilenet_v2"),
-    ("MobileNetV2_140", "mobilenet_v2"),
+    pytest.param("MobileNetV2_140", "mobilenet_v2", marks=slow),
     ("MobileNetV3Small", "mobilenet_v3"),
-    ("EfficientNetB0", "efficientnet"),
+    pytest.param("EfficientNetB0", "efficientnet", marks=slow),
     pytest.param("EfficientNetV2B0", "efficientnet_v2", marks=slow),
     ("VGG16", "vgg16"),
     pytest.param("ConvNeXtTiny", "convnext", marks=slow),
@@ -42,7 +42,7 @@ FAMILIES = [
 WIDTHS = {"MobileNet": (0.25, 0.5, 0.75), "MobileNetV2": (0.35, 0.5, 0.75, 1.3, 1.4)}
 """Besides 1."""
 OTHER_WIDTHS = {f"{name}_{round(100 * width):03}" for name, widths in WIDTHS.items() for width in widths}
-SMALL = {"EfficientNetLite0", "MobileNet", "MobileNetV2", "MobileNetV3Small", "VGG16", "Xception"} | OTHER_WIDTHS
+SMALL = {"EfficientNetLite0", "MobileNet", "MobileNetV2", "MobileNetV3Small", "VGG16", "Xception", "MobileNet_025"}
 ALL = [pytest.param(name, marks=() if name in SMALL else slow) for name in BACKBONES]
 KERAS = [name for name in BACKBONES if BACKBONES[name].constructor.startswith("keras.")]
 

@@ -166,6 +166,7 @@ def test_every_class_is_in_the_sample_however_few_photos_are_asked_for(finished_
     assert {photo.truth for photo in read_sample(tmp_path / "few").photos} == {(1, 0, 0), (0, 1, 0), (0, 0, 1)}
 
 
+@pytest.mark.slow
 def test_a_scheme_that_browsers_do_not_take_has_no_page(run_copy: RunDir) -> None:
     convert.main(convert.Config(run_copy.path, ("int8_io8",), calibration_images=12))
     evaluate.main(evaluate.Config(run_copy.path, ("int8_io8",)))

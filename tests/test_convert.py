@@ -188,6 +188,7 @@ def test_artifact_json_describes_the_file(finished_run: RunDir) -> None:
     assert not list(finished_run.export_path.glob(".*")), "a temporary file was left"
 
 
+@pytest.mark.slow
 def test_the_same_call_makes_the_same_bytes(run_copy: RunDir) -> None:
     before = {scheme: artifact_bytes(run_copy, scheme) for scheme in ("int8",)}
     asked = ("int8", "int8")  # alone this time, and once although asked for twice
@@ -431,11 +432,21 @@ def converted(model: keras.Model, scheme: str, photos: np.ndarray) -> bytes:
 
 SLOW = [
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("VGG16", "DenseNet121", "ResNet50", "ResNet50V2", "EfficientNetV2B0", "MobileNet", "MobileNetV3Small")
+    for name in (
+        "VGG16",
+        "DenseNet121",
+        "EfficientNetB0",
+        "EfficientNetV2B0",
+        "MobileNet",
+        "MobileNetV2",
+        "MobileNetV3Small",
+        "ResNet50",
+        "ResNet50V2",
+    )
 ]
 
 
-@pytest.mark.parametrize("name", ["MobileNetV2", pytest.param("EfficientNetB0", marks=pytest.mark.slow), *SLOW])
+@pytest.mark.parametrize("name", ["MobileNet_025", *SLOW])
 def test_backbones_convert_to_float_and_to_integers(name: str) -> None:
     case = toy(name, BACKBONES[name].min_size)
     exact = converted(case.model, "float32", case.photos)

@@ -62,7 +62,7 @@ def photo(path: Path, size: int) -> np.ndarray:
     return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC), "float32")[None]
 
 
-@pytest.mark.parametrize("number", LOGITS)
+@pytest.mark.parametrize("number", [pytest.param(n, marks=() if n == 0 else pytest.mark.slow) for n in LOGITS])
 def test_published_classifier_on_our_features(number):
     name = f"EfficientNetLite{number}"
     spec = spec_of(name)

@@ -306,6 +306,7 @@ def test_stopped_at_random_lines_ends_the_same(tmp_path: Path) -> None:
     check_interruptions(tmp_path, EVERYTHING, stops=3, seed=0)
 
 
+@pytest.mark.slow
 def test_streamed_and_augmented_ends_the_same(tmp_path: Path) -> None:
     source, labels = photos(tmp_path)
     settings = {"source": source, "labels": labels, "augment": "light", "schedule": "plateau"}

@@ -270,6 +270,7 @@ def test_a_trained_candidate_is_named_by_what_its_conversion_records(rig: Callab
 # --- a real run -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_real_run_end_to_end(tmp_path: Path, trained_run: RunDir) -> None:
     shutil.copytree(trained_run.path, tmp_path / "run")
     found = optimize.main(Config(tmp_path / "run", calibration_images=12, max_accuracy_drop=0.2))

@@ -32,6 +32,9 @@ def place(request: pytest.FixtureRequest) -> dict[str, object]:
     return {"ray": request.getfixturevalue("cluster")}
 
 
+everywhere = pytest.mark.parametrize("place", ["local", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
+
+
 def test_every_task_is_done_once(place: dict[str, object]) -> None:
     with workers(100, **place) as pool:
         assert sorted(pool.map(clusters.added, [(number,) for number in range(7)])) == [(n, 100 + n) for n in range(7)]
@@ -57,6 +60,7 @@ def test_what_a_task_raises_is_raised_here(place: dict[str, object]) -> None:
         list(pool.map(clusters.refused, [()]))
 
 
+@everywhere
 def test_a_process_that_dies_costs_its_task_a_retry(place: dict[str, object], tmp_path: Path) -> None:
     with workers(tmp_path, **place) as pool:
         done = sorted(pool.map(clusters.killed_once, [(name,) for name in "abcd"]))
@@ -64,6 +68,7 @@ def test_a_process_that_dies_costs_its_task_a_retry(place: dict[str, object], tm
     assert {path.name for path in tmp_path.iterdir()} == set("abcd")
 
 
+@everywhere
 def test_a_task_that_always_kills_its_process_is_given_up(place: dict[str, object]) -> None:
     with workers(None, **place) as pool, pytest.raises(ConfigError, match=f"{RETRIES + 1} times"):
         list(pool.map(clusters.killed, [()]))

@@ -152,6 +152,7 @@ def test_a_second_run_takes_its_features_from_the_cache(
     assert same_weights(first, second)
 
 
+@pytest.mark.slow
 def test_features_that_stay_in_their_shards_make_the_same_run(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -327,6 +327,7 @@ def stop_and_go_on(
     return main(settings), process.returncode, err
 
 
+@slow
 def test_a_killed_command_goes_on_to_the_same_weights(
     tuned: RunDir, photo_folder: Path, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -262,6 +262,7 @@ def test_photos_that_changed_sides_are_refused(photos: Path, tmp_path: Path) -> 
         search.main(config)
 
 
+@pytest.mark.slow
 def test_repeats_divide_anew_what_the_data_divides_itself(photos: Path, tmp_path: Path) -> None:
     table = divided_table(photos, tmp_path, ("train", "train", "validation", "test"))
     shared = shared_by(settings(table, tmp_path / "out"))
