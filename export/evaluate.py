@@ -24,7 +24,7 @@ from edgetl.errors import ArtifactError, ConfigError, RunError
 from edgetl.metrics import primary, score
 from edgetl.outputs import OutputSpec
 from edgetl.robustness import Robustness, robustness
-from edgetl.rundir import RunDir, installed_versions, open_run, read_json, sha256_of, write_atomic
+from edgetl.rundir import RunDir, held, installed_versions, open_run, read_json, sha256_of, write_atomic
 from edgetl.scores import Scores
 from edgetl.slices import SliceColumn, cuts, slice_figures
 from export.artifacts import Artifact, find_artifacts
@@ -118,7 +118,7 @@ def main(config: Config) -> EvaluationReport:
     """Score artifacts and the Keras model, and write RUN/export/evaluation.json and predictions.npz.
 
     Raises:
-        RunError: the run is missing, unfinished, damaged, or has no test split.
+        RunError: the run is missing, unfinished, damaged, or has no test split, or another process is writing it.
         DatasetError: photos of the test split are gone or were changed.
         ArtifactError: no artifact, or one that is damaged or gives outputs that are not finite.
     """
@@ -128,6 +128,12 @@ def main(config: Config) -> EvaluationReport:
     run = open_run(config.run)
     if run.untested:
         raise RunError(f"{run.untested}: nothing can be evaluated. Go on with python -m export.bundle {run.path}")
+    with held(run):
+        return _evaluated(run, config)
+
+
+def _evaluated(run: RunDir, config: Config) -> EvaluationReport:
+    """Score, and write what was found over what an earlier evaluation has found."""
     artifacts = find_artifacts(run, config.schemes)
     splits = run.splits(config.data)
     forward = keras_forward(run)
