@@ -214,14 +214,16 @@ class _Earlier:
     def of(cls, run: RunDir, found: Predictions) -> "_Earlier":
         try:
             report = read_json(EvaluationReport, run.export_path / EVALUATION)
-            stored = predictions_of(run, report)
-        except (RunError, ArtifactError):
+        except RunError:
             return cls((), {}, {})
-        if report.run_sha256 != run.model_sha256 or stored.ids != tuple(example.id for example in found.examples):
+        if report.run_sha256 != run.model_sha256 or report.unreadable != found.unreadable:
             return cls((), {}, {})
         details = {report.run_sha256: report.keras_details} | {one.sha256: one.details for one in report.artifacts}
         robust = {sha256: each.robustness for sha256, each in details.items() if each.robustness}
-        return cls(report.artifacts, robust, stored.schemes)
+        try:
+            return cls(report.artifacts, robust, predictions_of(run, report).schemes)
+        except ArtifactError:  # damaged, or killed between the two files: robustness is 13 times the work and stays
+            return cls((), robust, {})
 
     def completed(self, details: Details, sha256: str) -> Details:
         """With the robustness that was measured before, if it was not asked for this time."""

@@ -81,7 +81,7 @@ def test_no_command_writes_a_run_that_another_one_is_writing(
 
 
 def test_two_trainings_share_one_empty_cache(world: World, tuning: Stage) -> None:
-    """Both compute features; the second waits for the activations of the first."""
+    """The second takes the features of the first, and waits for its activations."""
     world.restore(tuning.before)
     activations, other = world.path / "cache" / "activations", world.path / "other"
     words = tuple(str(other) if word == str(world.run) else word for word in tuning.words)
