@@ -12,7 +12,7 @@ CLIENTS := .venv-clients
 OLD := .venv-old
 PROGRAMS := chromium sshd:openssh-server ssh:openssh-client adb g++ npm ps:procps
 
-.PHONY: demo test test-slow test-clients test-clients-slow programs check format lock benchmarks families clean
+.PHONY: demo test test-slow test-reliability test-clients test-clients-slow programs check format lock benchmarks families clean
 
 demo: $(READY)  ## photos -> trained, quantized, measured: one table
 	$(BIN)/python -m recipes.fine_tune --data elpv --backbone EfficientNetLite0 --augment symmetries --epochs 8 --out $(RUN)
@@ -25,7 +25,10 @@ test: $(READY)  ## a process per core; a file's tests stay together, as they sha
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow and not clients and not browser"
+	$(BIN)/python -m pytest -m "slow and not clients and not browser" --ignore tests/reliability
+
+test-reliability: $(READY)  ## kill -9, full disks, hostile files, leaks: half an hour, counts at the end
+	$(BIN)/python -m pytest tests/reliability -m "not clients" -n auto --dist loadfile
 
 test-clients-slow: $(READY) $(CLIENTS)/.installed  ## every family on tflite-micro and Vela
 	$(CLIENTS)/bin/python -m pytest -m "(clients or browser) and slow"

@@ -21,7 +21,7 @@ from edgetl.console import log, progress
 from edgetl.data import Examples, Unreadable, check_unreadable
 from edgetl.inputs import InputSpec
 from edgetl.rows import Held, Rows, RowsLike, Stored, as_rows
-from edgetl.rundir import write_atomic
+from edgetl.rundir import sweep, write_atomic
 from edgetl.shards import Compute, Shard, ShardFile, Work, in_threads
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def extract(
         kept = sum(len(part.readable) for part in parts.values())
         log.info("features: %d of %d photos taken from the cache %s", kept, len(examples), folder)
     if missing:
+        sweep(folder)
         compute = compute or in_threads(make_forward(), workers)
         failed = sum(len(part.unreadable) for part in parts.values())
         with progress("features", sum(len(work.items) for work in missing)) as bar:

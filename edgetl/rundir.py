@@ -42,7 +42,7 @@ MODEL = "model.keras"
 METRICS = "metrics.json"
 MANIFEST = "manifest.json"
 RESULTS = (CONFIG, INPUTS, OUTPUTS, LABELS, SPLITS, MODEL, METRICS)
-_TEMPORARY = re.compile(rf"\.[^.]+\.[a-z]+\.[a-z0-9_]{{8}}|\.\d+\.{re.escape(MODEL)}")
+_TEMPORARY = re.compile(rf"\.[^.]+(\.[a-z]\w*){{1,2}}\.[a-z0-9_]{{8}}|\.\d+\.{re.escape(MODEL)}")
 """What `new_file` and `write_model` call a file that is not whole yet."""
 PACKAGES = (
     "edgetl",
@@ -92,7 +92,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def new_file(path: Path) -> Iterator[BinaryIO]:
     """The same for a file that is written piece by piece; it gets its name when the block ends without an error."""
     with _naming(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = _temporary(path)
         try:
             with os.fdopen(handle, "wb") as file:
                 yield file
@@ -103,6 +103,32 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    """Open a new file, locked as long as it is open: what is not locked was left by a kill."""
+    while True:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, temporary
+        os.close(handle)  # swept by another process before it was locked
+
+
+def sweep(folder: Path) -> None:
+    """Delete what kills have left of half-written files, each as large as a checkpoint perhaps.
+
+    Files that another process is writing with `new_file` stay.
+
+    Args:
+        folder: need not exist.
+    """
+    for each in folder.iterdir() if folder.is_dir() else ():
+        if not (_TEMPORARY.fullmatch(each.name) and each.is_file()):
+            continue
+        with contextlib.suppress(FileNotFoundError, BlockingIOError, PermissionError), each.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            each.unlink()
 
 
 @contextlib.contextmanager
@@ -324,7 +350,7 @@ def writing(path: str | Path, recipe: str, config: Any) -> Iterator[RunDir]:
     made = not run.path.exists()
     run.path.mkdir(parents=True, exist_ok=True)
     with _locked(run.path / ".lock", run.path):
-        _sweep(run.path)
+        sweep(run.path)
         fresh = not stored.is_file()
         if fresh:
             run.write(CONFIG, json.dumps(settings, indent=2) + "\n")
@@ -340,16 +366,22 @@ def writing(path: str | Path, recipe: str, config: Any) -> Iterator[RunDir]:
             raise
 
 
+@contextlib.contextmanager
+def held(run: RunDir) -> Iterator[RunDir]:
+    """Hold a finished run for writing what is made of it: artifacts, measurements, reports.
+
+    Raises:
+        RunError: another process is writing it.
+    """
+    with _locked(run.path / ".lock", run.path):
+        sweep(run.path)
+        sweep(run.export_path)
+        yield run
+
+
 def _bare(path: Path) -> bool:
     """Whether a directory holds nothing but settings, the lock, and what a kill while writing settings left."""
     return all(p.name in (CONFIG, ".lock") or p.name.startswith(f".{CONFIG}.") for p in path.iterdir())
-
-
-def _sweep(path: Path) -> None:
-    """Delete what kills have left of half-written files; each can be as large as a checkpoint."""
-    for each in path.iterdir():
-        if _TEMPORARY.fullmatch(each.name) and each.is_file():
-            each.unlink(missing_ok=True)
 
 
 def _refuse_other_settings(stored: Path, settings: dict[str, Any], config: Any) -> None:
@@ -387,6 +419,6 @@ def _locked(lock: Path, what: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(
-                f"{what}: another process is writing this run. Wait for it or choose another --out"
+                f"{what}: another process is writing this run. Wait for it or use another run directory"
             ) from None
         yield

@@ -5,6 +5,7 @@ versions and every single measurement.
 """
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,7 @@ from tyro.conf import Positional
 from edgetl.config import checked, command, to_json
 from edgetl.console import progress, table_lines
 from edgetl.errors import ArtifactError, ConfigError
-from edgetl.rundir import RunDir, read_json, write_atomic
+from edgetl.rundir import RunDir, held, read_json, write_atomic
 from export.artifacts import Artifact, artifact_files, device_errors
 from export.device.latency import RUNS, WARMUP, LatencyReport, Subject
 from export.device.latency import measure as measure_subjects
@@ -51,17 +52,19 @@ def main(config: Config) -> tuple[LatencyReport, ...]:
     Raises:
         ConfigError: a number is out of range, or an option does not go with this target.
         ArtifactError: nothing to time, or a file that is damaged or breaks the input contract.
+        RunError: another process is writing the run.
     """
     config = checked(config)
     _check(config)
     is_run = config.target.is_dir()
     paths = artifact_files(config.target / "export", config.schemes) if is_run else (config.target,)
-    reports = measure(paths, config)
-    if is_run:
-        for path, report in zip(paths, reports, strict=True):
-            write_atomic(path.with_suffix(".latency.json"), to_json(report))
-    elif config.json:
-        write_atomic(config.json, to_json(reports[0]))
+    with held(RunDir(config.target)) if is_run else nullcontext():
+        reports = measure(paths, config)
+        if is_run:
+            for path, report in zip(paths, reports, strict=True):
+                write_atomic(path.with_suffix(".latency.json"), to_json(report))
+        elif config.json:
+            write_atomic(config.json, to_json(reports[0]))
     return reports
 
 

@@ -23,7 +23,7 @@ from tyro.conf import Positional
 
 from edgetl import data
 from edgetl.config import checked, command, to_json
-from edgetl.errors import ConfigError
+from edgetl.errors import ArtifactError, ConfigError
 from edgetl.rundir import LABELS, RunDir, installed_versions, open_run, sha256_of
 from edgetl.scores import PRIMARY, Scores
 from export import device_app, phone, sample, schemes
@@ -101,6 +101,8 @@ def main(config: Config) -> Made:
     with _replacing(destination) as folder:
         model = folder / f"{artifact.scheme}.tflite"
         shutil.copyfile(run.export_path / artifact.path, model)
+        if sha256_of(model) != artifact.sha256:
+            raise ArtifactError(f"{run.export_path / artifact.path}: made anew meanwhile. Run the same command again")
         shutil.copyfile(run.path / LABELS, folder / LABELS)
         (folder / PROGRAM).write_bytes(device_app.build())
         (folder / PROGRAM).chmod(0o755)

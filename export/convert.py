@@ -13,6 +13,7 @@ from tyro.conf import Positional
 from edgetl.config import checked, command
 from edgetl.console import progress
 from edgetl.errors import ConfigError
+from edgetl.rundir import held
 from export import schemes
 from export.artifacts import Artifact, device_errors
 from export.choices import Choices, refuse_choices
@@ -46,7 +47,7 @@ def main(config: Config) -> tuple[Artifact, ...]:
 
     Raises:
         ConfigError: unknown scheme, no calibration images asked for.
-        RunError: the run is missing, unfinished or damaged.
+        RunError: the run is missing, unfinished or damaged, or another process is writing it.
         DatasetError: no calibration photo can be read.
         ArtifactError: a converted model breaks the contract of its scheme (see `export.quantize`).
     """
@@ -56,13 +57,14 @@ def main(config: Config) -> tuple[Artifact, ...]:
         raise ConfigError(f"no scheme asked for. Choose from: {', '.join(schemes.SCHEMES)}")
     choices = Choices(config.ranges, config.float_layers)
     refuse_choices(wanted, choices)
-    conversion = Conversion(opened(config.run, config), config)
     written = []
-    with progress("export", len(wanted)) as bar, device_errors():
-        for scheme in wanted:
-            made = conversion.make(scheme, choices)
-            written.append(conversion.write(scheme, made, choices))
-            bar.advance()
+    with held(opened(config.run, config)) as run, device_errors():
+        conversion = Conversion(run, config)
+        with progress("export", len(wanted)) as bar:
+            for scheme in wanted:
+                made = conversion.make(scheme, choices)
+                written.append(conversion.write(scheme, made, choices))
+                bar.advance()
     return tuple(written)
 
 

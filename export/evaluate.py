@@ -24,7 +24,7 @@ from edgetl.errors import ArtifactError, ConfigError, RunError
 from edgetl.metrics import primary, score
 from edgetl.outputs import OutputSpec
 from edgetl.robustness import Robustness, robustness
-from edgetl.rundir import RunDir, installed_versions, open_run, read_json, sha256_of, write_atomic
+from edgetl.rundir import RunDir, held, installed_versions, open_run, read_json, sha256_of, write_atomic
 from edgetl.scores import Scores
 from edgetl.slices import SliceColumn, cuts, slice_figures
 from export.artifacts import Artifact, find_artifacts
@@ -118,7 +118,7 @@ def main(config: Config) -> EvaluationReport:
     """Score artifacts and the Keras model, and write RUN/export/evaluation.json and predictions.npz.
 
     Raises:
-        RunError: the run is missing, unfinished, damaged, or has no test split.
+        RunError: the run is missing, unfinished, damaged, or has no test split, or another process is writing it.
         DatasetError: photos of the test split are gone or were changed.
         ArtifactError: no artifact, or one that is damaged or gives outputs that are not finite.
     """
@@ -128,6 +128,12 @@ def main(config: Config) -> EvaluationReport:
     run = open_run(config.run)
     if run.untested:
         raise RunError(f"{run.untested}: nothing can be evaluated. Go on with python -m export.bundle {run.path}")
+    with held(run):
+        return _evaluated(run, config)
+
+
+def _evaluated(run: RunDir, config: Config) -> EvaluationReport:
+    """Score, and write what was found over what an earlier evaluation has found."""
     artifacts = find_artifacts(run, config.schemes)
     splits = run.splits(config.data)
     forward = keras_forward(run)
@@ -208,14 +214,16 @@ class _Earlier:
     def of(cls, run: RunDir, found: Predictions) -> "_Earlier":
         try:
             report = read_json(EvaluationReport, run.export_path / EVALUATION)
-            stored = predictions_of(run, report)
-        except (RunError, ArtifactError):
+        except RunError:
             return cls((), {}, {})
-        if report.run_sha256 != run.model_sha256 or stored.ids != tuple(example.id for example in found.examples):
+        if report.run_sha256 != run.model_sha256 or report.unreadable != found.unreadable:
             return cls((), {}, {})
         details = {report.run_sha256: report.keras_details} | {one.sha256: one.details for one in report.artifacts}
         robust = {sha256: each.robustness for sha256, each in details.items() if each.robustness}
-        return cls(report.artifacts, robust, stored.schemes)
+        try:
+            return cls(report.artifacts, robust, predictions_of(run, report).schemes)
+        except ArtifactError:  # damaged, or killed between the two files: robustness is 13 times the work and stays
+            return cls((), robust, {})
 
     def completed(self, details: Details, sha256: str) -> Details:
         """With the robustness that was measured before, if it was not asked for this time."""

@@ -21,7 +21,7 @@ from edgetl.config import checked, command
 from edgetl.console import progress, quiet_tensorflow, table_lines
 from edgetl.errors import ArtifactError, ConfigError
 from edgetl.plots import quantization_errors
-from edgetl.rundir import open_run, write_atomic
+from edgetl.rundir import RunDir, held, open_run, write_atomic
 from export import schemes
 from export.artifacts import Artifact, find_artifacts
 from export.conversion import read_photos, span_of
@@ -78,13 +78,17 @@ def main(config: Config) -> LayerReport:
 
     Raises:
         ConfigError: unknown scheme, one without int8 activations or with other weights than the run's, no photos.
-        RunError: the run is missing, unfinished or damaged.
+        RunError: the run is missing, unfinished or damaged, or another process is writing it.
         ArtifactError: not converted yet, or the file is not what its description says.
         DatasetError: photos are gone or were changed.
     """
     config = checked(config)
     _refuse(config)
-    run = open_run(config.run)
+    with held(open_run(config.run)) as run:
+        return _measured(run, config)
+
+
+def _measured(run: RunDir, config: Config) -> LayerReport:
     (artifact,) = find_artifacts(run, (config.scheme,))
     splits = run.splits(config.data)
     split = "validation" if len(splits.validation) else "training"

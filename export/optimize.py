@@ -30,7 +30,7 @@ from edgetl.errors import ArtifactError, ConfigError, DatasetError
 from edgetl.features import Forward, forward_of
 from edgetl.metrics import primary, score
 from edgetl.outputs import Task
-from edgetl.rundir import RunDir, installed_versions, write_atomic
+from edgetl.rundir import RunDir, held, installed_versions, write_atomic
 from edgetl.scores import PRIMARY, Scores, summary
 from export import schemes
 from export.artifacts import device_errors
@@ -141,21 +141,20 @@ def main(config: Config) -> Optimization:
 
     Raises:
         ConfigError: a limit out of range.
-        RunError: the run is missing, unfinished or damaged.
+        RunError: the run is missing, unfinished or damaged, or another process is writing it.
         DatasetError: no validation split to decide on, or its photos are gone.
         ArtifactError: no candidate has a form that the target takes.
     """
     config = checked(config)
     check(config)
-    run = opened(config.run, config)
-    search = Search(run, config)
-    with device_errors():
+    with held(opened(config.run, config)) as run, device_errors():
+        search = Search(run, config)
         search.climb()
         found = search.result()
         if found.chosen is not None:
             search.write(found.chosen)
-    run.export_path.mkdir(exist_ok=True)
-    write_atomic(run.export_path / OPTIMIZATION, to_json(found))
+        run.export_path.mkdir(exist_ok=True)
+        write_atomic(run.export_path / OPTIMIZATION, to_json(found))
     return found
 
 

@@ -13,7 +13,7 @@ from tyro.conf import Positional
 
 from edgetl.config import checked, command, to_json
 from edgetl.errors import ConfigError
-from edgetl.rundir import open_run, write_atomic
+from edgetl.rundir import RunDir, held, open_run, write_atomic
 from export.reporting import table
 from export.reporting.joined import Report, ReportRow, join
 
@@ -46,14 +46,18 @@ def main(config: Config) -> Report:
 
     Raises:
         ConfigError: a number below 0.
-        RunError: the run or one of its reports is missing or damaged.
+        RunError: the run or one of its reports is missing or damaged, or another process is writing it.
         ArtifactError: a report is about another file than the one that is there.
     """
     config = checked(config)
     for name, number in (("photos", config.photos), ("maps", config.maps)):
         if number < 0:
             raise ConfigError(f"--{name} {number}: give how many are shown, or 0 for none")
-    run = open_run(config.run)
+    with held(open_run(config.run)) as run:
+        return _reported(run, config)
+
+
+def _reported(run: RunDir, config: Config) -> Report:
     report, evaluation = join(run)
     from export.reporting.card import card
     from export.reporting.material import gather

@@ -185,6 +185,7 @@ def train_on(config: Config, examples: data.Examples) -> RunDir:
     """Run the experiment on examples that were loaded already: those of a fold, say; `config` was checked."""
     with rundir.writing(config.out, RECIPE, config) as run:
         if run.finished:
+            (run.path / CHECKPOINT).unlink(missing_ok=True)  # left by a kill after the manifest was written
             return results.reopen(run, examples, Metrics)
         with prepare(config, examples, run) as ready:
             training = training_of(config, run, ready)

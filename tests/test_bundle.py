@@ -8,10 +8,12 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from edgetl.data import Examples
 from edgetl.errors import ArtifactError, ConfigError, DatasetError, RunError
 from edgetl.rundir import RunDir, sha256_of
 from export import bundle, convert, device_app, evaluate
@@ -123,6 +125,21 @@ def test_ctrl_c_and_kill_leave_nothing(finished_run: RunDir, tmp_path: Path, mon
     (tmp_path / ".bundle.v2.0123abcd.part").mkdir()  # of another one
     bundle.main(bundle.Config(finished_run.path, out=out, photos=3, web=False))
     assert sorted(path.name for path in tmp_path.iterdir()) == [".bundle.v2.0123abcd.part", "bundle"]
+
+
+def test_an_artifact_that_is_made_anew_meanwhile_is_not_bundled(
+    run_copy: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = bundle._chosen
+
+    def converted_meanwhile(*arguments: Any) -> Examples:
+        (run_copy.export_path / "int8.tflite").write_bytes(b"another")
+        return real(*arguments)
+
+    monkeypatch.setattr(bundle, "_chosen", converted_meanwhile)
+    with pytest.raises(ArtifactError, match=r"int8\.tflite: made anew meanwhile\. Run the same command again"):
+        bundle.main(bundle.Config(run_copy.path, out=tmp_path / "bundle", photos=3, web=False))
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
 def test_what_another_process_is_making_is_left_alone(finished_run: RunDir, tmp_path: Path) -> None:

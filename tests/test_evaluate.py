@@ -201,6 +201,7 @@ def test_predictions_of_another_evaluation_are_refused_and_not_merged(copied: Ru
             predictions_of(copied, report)
     found = evaluate.main(Config(copied.path, schemes=("int8",)))
     assert [each.scheme for each in found.artifacts] == ["int8"], "figures without their predictions are not kept"
+    assert found.keras_details.robustness and found.keras_details == report.keras_details, "robustness needs none"
 
 
 @one_task

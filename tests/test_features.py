@@ -155,6 +155,8 @@ def test_an_interrupted_pass_keeps_its_shards_and_resumes(photos: Path, after: i
         run(photos, lambda: interrupted, workers=1)
     assert len(shards(photos)) == after // 4
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".npz"]
+    (folder,) = (tmp_path / "cache" / "features").iterdir()
+    (folder / ".0123abcd.npz.k2j3h4_9").write_bytes(b"half")  # as a kill leaves it
     counted: list[int] = []
 
     def count(pixels: np.ndarray) -> np.ndarray:
@@ -163,6 +165,7 @@ def test_an_interrupted_pass_keeps_its_shards_and_resumes(photos: Path, after: i
 
     assert same(run(photos, lambda: count), expected)
     assert len(counted) == 11 - 4 * (after // 4)
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_an_error_in_a_worker_is_the_error_of_the_pass(photos: Path) -> None:

@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +18,7 @@ from edgetl.config import to_json
 from edgetl.errors import DatasetError, RunError
 from edgetl.inputs import ImageInput
 from edgetl.outputs import OutputSpec
-from edgetl.rundir import RunDir, open_run, read_json, write_atomic, writing
+from edgetl.rundir import RunDir, held, new_file, open_run, read_json, sweep, write_atomic, writing
 
 ROOT = Path(__file__).parent.parent
 
@@ -104,11 +106,40 @@ def test_what_kills_left_half_written_goes_with_the_next_start(run: RunDir, monk
         patch.setattr(Path, "replace", lambda *_: None)
         for name in ("checkpoint.npz", "history.csv", rundir.CONFIG):
             run.write(name, b"half")
+        run.export_path.mkdir()
+        for name in ("int8.tflite", "int8.latency.json", "int8.checkpoint.npz"):
+            write_atomic(run.export_path / name, b"half")
         run.write_model(Killed())  # type: ignore[arg-type]
     (run.path / ".notes.md").write_text("mine")
     assert len(content(run.path)) == len(before) + 5
     enter(run.path, "toy", Settings(run.path))
     assert content(run.path) == {**before, ".notes.md": b"mine"}
+    assert len(content(run.export_path)) == 3
+    with held(run):
+        assert content(run.export_path) == {}
+
+
+def test_what_another_process_is_writing_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process: flock goes by open files, not by processes."""
+    with new_file(tmp_path / "shard.npz") as file:
+        file.write(b"who")
+        sweep(tmp_path)
+        file.write(b"le")
+    assert content(tmp_path) == {"shard.npz": b"whole"}
+    real = tempfile.mkstemp
+    names: list[str] = []
+
+    def swept_before_it_is_locked(**where: Any) -> tuple[int, str]:
+        handle, name = real(**where)
+        if not names:
+            sweep(tmp_path)
+            assert not Path(name).exists()
+        names.append(name)
+        return handle, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", swept_before_it_is_locked)
+    write_atomic(tmp_path / "shard.npz", b"again")
+    assert content(tmp_path) == {"shard.npz": b"again"} and len(names) == 2
 
 
 def test_a_model_that_cannot_be_saved_leaves_the_old_one(tmp_path: Path) -> None:
@@ -303,6 +334,8 @@ def test_a_second_process_is_refused_at_once(tmp_path: Path) -> None:
         assert holder.stdout.readline() == b"mine\n"
         with pytest.raises(RunError, match="another process is writing this run"):
             enter(out, "toy", Settings(out))
+        with pytest.raises(RunError, match="another process is writing this run"), held(RunDir(out)):
+            pass
         holder.stdin.close()
         assert holder.wait() == 0
     assert finish(Settings(out)).finished  # the lock went with its holder

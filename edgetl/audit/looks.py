@@ -22,7 +22,7 @@ from edgetl.data.images import FORMATS
 from edgetl.errors import UnreadableImageError
 from edgetl.features import SHARD_ROWS, photos_key
 from edgetl.inputs import ImageInput
-from edgetl.rundir import write_atomic
+from edgetl.rundir import sweep, write_atomic
 from edgetl.shards import read_shard
 
 SIDE = 120
@@ -89,6 +89,8 @@ def look_at(examples: Examples, workers: int | None = None, cache: Path | None =
     shards = {start: seen for start, path in paths.items() if (seen := _stored(path, parts[start])) is not None}
     missing = [start for start in starts if start not in shards]
     if missing:
+        for folder in {path.parent for path in paths.values()}:
+            sweep(folder)
         todo = sum(len(parts[start]) for start in missing)
         with progress("look at photos", todo) as bar, ThreadPoolExecutor(workers or default_workers()) as pool:
             for start in missing:  # one shard is in work at a time: that bounds the memory
