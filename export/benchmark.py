@@ -14,8 +14,8 @@ from tyro.conf import Positional
 from edgetl.config import checked, command, to_json
 from edgetl.console import progress, table_lines
 from edgetl.errors import ArtifactError, ConfigError
-from edgetl.rundir import RunDir, read_json, write_atomic
-from export.artifacts import Artifact, artifact_files, device_errors
+from edgetl.rundir import RunDir, open_run, read_json, sealed, write_atomic
+from export.artifacts import Artifact, device_errors, find_artifacts
 from export.device.latency import RUNS, WARMUP, LatencyReport, Subject
 from export.device.latency import measure as measure_subjects
 
@@ -51,16 +51,19 @@ def main(config: Config) -> tuple[LatencyReport, ...]:
     Raises:
         ConfigError: a number is out of range, or an option does not go with this target.
         ArtifactError: nothing to time, or a file that is damaged or breaks the input contract.
+        RunError: the run is unfinished or damaged.
     """
     config = checked(config)
     _check(config)
-    is_run = config.target.is_dir()
-    paths = artifact_files(config.target / "export", config.schemes) if is_run else (config.target,)
-    reports = measure(paths, config)
-    if is_run:
+    if config.target.is_dir():
+        run = open_run(config.target)
+        paths = tuple(run.export_path / artifact.path for artifact in find_artifacts(run, config.schemes))
+        reports = measure(paths, config)
         for path, report in zip(paths, reports, strict=True):
-            write_atomic(path.with_suffix(".latency.json"), to_json(report))
-    elif config.json:
+            write_atomic(path.with_suffix(".latency.json"), sealed(report))
+        return reports
+    reports = measure((config.target,), config)
+    if config.json:
         write_atomic(config.json, to_json(reports[0]))
     return reports
 
