@@ -171,6 +171,7 @@ def _os_advice(error: OSError) -> str:
     return {
         errno.ENOSPC: "Free some disk space and run the same command again; what was finished is kept",
         errno.EDQUOT: "Free some of your quota and run the same command again; what was finished is kept",
+        errno.EFBIG: "Raise the limit on the size of files (ulimit -f), and run the same command again",
         errno.EACCES: "Choose a place that you may write to, or change its permissions",
         errno.EPERM: "Choose a place that you may write to, or change its permissions",
         errno.EROFS: "The file system is read-only; choose another place",

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,6 +45,9 @@ MANIFEST = "manifest.json"
 RESULTS = (CONFIG, INPUTS, OUTPUTS, LABELS, SPLITS, MODEL, METRICS)
 _TEMPORARY = re.compile(rf"\.[^.]+(\.[a-z]\w*){{1,2}}\.[a-z0-9_]{{8}}|\.\d+\.{re.escape(MODEL)}")
 """What `new_file` and `write_model` call a file that is not whole yet."""
+_END = "\n}\n"
+_SEAL = re.compile(rb',\n  "seal": "([0-9a-f]{64})"\n}\n\Z')
+"""How a sealed file ends, see `sealed`."""
 PACKAGES = (
     "edgetl",
     "tensorflow",
@@ -131,6 +135,17 @@ def sweep(folder: Path) -> None:
             each.unlink()
 
 
+def _undated(path: Path, file: BinaryIO) -> None:
+    """Copy a .keras file, leaving out when it was saved."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(file, "w") as copy:
+        for name in source.namelist():
+            with source.open(name) as old, copy.open(zipfile.ZipInfo(name), "w", force_zip64=True) as new:
+                if name == "metadata.json":
+                    new.write(json.dumps(json.load(old) | {"date_saved": "1980-01-01@00:00:00"}).encode())
+                else:
+                    shutil.copyfileobj(old, new, 1 << 20)
+
+
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
     """A full disk is reported without the file's name, where a write fails and not an open: add it."""
@@ -207,12 +222,13 @@ class RunDir:
         write_atomic(self.path / name, content)
 
     def write_model(self, model: "keras.Model") -> None:
-        """Write the Keras model, whole or not at all."""
+        """Write the Keras model, whole or not at all, and without dates: equal weights are equal files."""
         temporary = self.path / f".{os.getpid()}.{MODEL}"  # Keras goes by the extension
         try:
             with _naming(self.model_path):
                 model.save(temporary)
-                temporary.replace(self.model_path)
+            with new_file(self.model_path) as file:
+                _undated(temporary, file)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -275,7 +291,26 @@ class RunDir:
             extra: names of results that only this recipe has; from now on they may not change either.
         """
         files = {name: sha256_of(self.path / name) for name in (*RESULTS, *extra)}
-        self.write(MANIFEST, to_json(Manifest(recipe, data, data_sha256, seed, files, installed_versions())))
+        self.write(MANIFEST, sealed(Manifest(recipe, data, data_sha256, seed, files, installed_versions())))
+
+
+def sealed(value: Any) -> str:
+    """JSON for a file that no manifest vouches for: its last field, `seal`, is the sha256 of all that stands before it.
+
+    A flipped bit that makes another digit of one is as good JSON as before.
+    """
+    body = to_json(value).removesuffix(_END)
+    return f'{body},\n  "seal": "{hashlib.sha256(body.encode()).hexdigest()}"{_END}'
+
+
+def _unsealed(content: bytes, path: Path) -> bytes:
+    """Check a seal and take it off. A file without one is older than seals; a damaged one is no field of any file."""
+    if not (found := _SEAL.search(content)):
+        return content
+    body = content[: found.start()]
+    if hashlib.sha256(body).hexdigest() != found[1].decode():
+        raise ConfigError(f"{path}: its seal is broken")
+    return body + _END.encode()
 
 
 def read_json(kind: type[T], path: Path) -> T:
@@ -285,7 +320,7 @@ def read_json(kind: type[T], path: Path) -> T:
         RunError: it is missing, damaged, or of another version of its schema.
     """
     try:
-        found = from_json(kind, path.read_bytes(), source=str(path))
+        found = from_json(kind, _unsealed(path.read_bytes(), path), source=str(path))
     except FileNotFoundError:
         raise RunError(f"{path}: missing. Run the command that writes it again") from None
     except ConfigError as error:

@@ -5,8 +5,10 @@ versions and every single measurement.
 """
 
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +17,7 @@ from tyro.conf import Positional
 from edgetl.config import checked, command, to_json
 from edgetl.console import progress, table_lines
 from edgetl.errors import ArtifactError, ConfigError
-from edgetl.rundir import RunDir, held, read_json, write_atomic
+from edgetl.rundir import RunDir, held, read_json, sealed, write_atomic
 from export.artifacts import Artifact, artifact_files, device_errors
 from export.device.latency import RUNS, WARMUP, LatencyReport, Subject
 from export.device.latency import measure as measure_subjects
@@ -52,33 +54,44 @@ def main(config: Config) -> tuple[LatencyReport, ...]:
     Raises:
         ConfigError: a number is out of range, or an option does not go with this target.
         ArtifactError: nothing to time, or a file that is damaged or breaks the input contract.
-        RunError: another process is writing the run.
+        RunError: another process is writing the run, or a description beside an artifact is damaged.
     """
     config = checked(config)
     _check(config)
     is_run = config.target.is_dir()
     paths = artifact_files(config.target / "export", config.schemes) if is_run else (config.target,)
     with held(RunDir(config.target)) if is_run else nullcontext():
-        reports = measure(paths, config)
+        reports = measure(paths, config, tuple(_described(path) for path in paths) if is_run else ())
         if is_run:
             for path, report in zip(paths, reports, strict=True):
-                write_atomic(path.with_suffix(".latency.json"), to_json(report))
+                write_atomic(path.with_suffix(".latency.json"), sealed(report))
         elif config.json:
             write_atomic(config.json, to_json(reports[0]))
     return reports
 
 
-def measure(paths: tuple[Path, ...], config: Config) -> tuple[LatencyReport, ...]:
+def measure(paths: tuple[Path, ...], config: Config, sha256: Sequence[str | None] = ()) -> tuple[LatencyReport, ...]:
     """Time files in turns; `threads`, `kernels`, `runs` and `warmup` are taken from the config.
 
+    Args:
+        paths: the files.
+        config: how to time them.
+        sha256: what their hashes must be, where they are known.
+
     Raises:
-        ArtifactError: a file is missing, damaged, or breaks the input contract.
+        ArtifactError: a file is missing, damaged, another than the hash says, or breaks the input contract.
     """
-    subjects = [Subject(path, config.threads) for path in paths]
+    subjects = [Subject(path, config.threads, known) for path, known in zip_longest(paths, sha256)]
     with device_errors(), progress("benchmark", config.runs * len(paths)) as bar:
         return measure_subjects(
             subjects, kernels=config.kernels, warmup=config.warmup, runs=config.runs, advance=bar.advance
         )
+
+
+def _described(path: Path) -> str | None:
+    """Hash of an artifact in the description that lies beside it; None where there is none."""
+    about = path.with_suffix(".json")
+    return read_json(Artifact, about).sha256 if about.is_file() else None
 
 
 def latency_of(run: RunDir, artifact: Artifact) -> LatencyReport | None:

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl import data
-from edgetl.config import to_json
 from edgetl.console import log, quiet_tensorflow
 from edgetl.errors import ArtifactError, ConfigError, DatasetError
 from edgetl.outputs import OutputSpec
-from edgetl.rundir import RunDir, installed_versions, open_run, sha256_of, write_atomic
+from edgetl.rundir import RunDir, installed_versions, open_run, sealed, sha256_of, write_atomic
 from export import metadata
 from export.artifacts import Artifact
 from export.calibrate import Range
@@ -269,7 +268,7 @@ class Conversion:
             for measured in MEASURED:  # of the file that is replaced
                 path.with_suffix(measured).unlink(missing_ok=True)
         # The JSON goes first: a reader that finds a new file beside an old description sees the hashes differ.
-        write_atomic(path.with_suffix(".json"), to_json(artifact))
+        write_atomic(path.with_suffix(".json"), sealed(artifact))
         write_atomic(path, tflite)
         return artifact
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgetl.config import to_json
 from edgetl.console import table_lines
 from edgetl.errors import ArtifactError, ConfigError
-from edgetl.rundir import RunDir, read_json, write_atomic
+from edgetl.rundir import RunDir, read_json, sealed, write_atomic
 from export.android import AndroidReport
 from export.artifacts import Artifact
 from export.device.benchmark import BenchmarkReport
@@ -109,7 +108,7 @@ def save(folder: Path, reports: dict[str, Any]) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, report in reports.items():
-        write_atomic(folder / f"{name}.json", to_json(report))
+        write_atomic(folder / f"{name}.json", sealed(report))
 
 
 def device_rows(run: RunDir, artifacts: Sequence[Artifact]) -> tuple[DeviceRow, ...]:

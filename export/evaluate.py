@@ -18,13 +18,13 @@ from tyro.conf import Positional
 
 from edgetl.calibration import Temperature, fit_temperature, judge_temperature
 from edgetl.comparison import Comparison, compare
-from edgetl.config import checked, command, to_json
+from edgetl.config import checked, command
 from edgetl.data import Examples
 from edgetl.errors import ArtifactError, ConfigError, RunError
 from edgetl.metrics import primary, score
 from edgetl.outputs import OutputSpec
 from edgetl.robustness import Robustness, robustness
-from edgetl.rundir import RunDir, held, installed_versions, open_run, read_json, sha256_of, write_atomic
+from edgetl.rundir import RunDir, held, installed_versions, open_run, read_json, sealed, sha256_of, write_atomic
 from edgetl.scores import Scores
 from edgetl.slices import SliceColumn, cuts, slice_figures
 from export.artifacts import Artifact, find_artifacts
@@ -176,7 +176,7 @@ def _evaluated(run: RunDir, config: Config) -> EvaluationReport:
     )
     # Predictions first: figures never stand beside none, and a kill in between is noticed by the hash.
     write_atomic(run.export_path / PREDICTIONS, arrays)
-    write_atomic(run.export_path / EVALUATION, to_json(report))
+    write_atomic(run.export_path / EVALUATION, sealed(report))
     return report
 
 

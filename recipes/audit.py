@@ -19,10 +19,10 @@ from edgetl import data, features
 from edgetl.audit import copies, exclusion, labels, page, quality, shift, summary
 from edgetl.audit.findings import Audit, Shift, Spread
 from edgetl.audit.looks import Looks, look_at
-from edgetl.config import checked, command, from_json, to_json
+from edgetl.config import checked, command
 from edgetl.errors import ConfigError
 from edgetl.rows import Rows
-from edgetl.rundir import write_atomic
+from edgetl.rundir import read_json, sealed, write_atomic
 from recipes import experiment
 from recipes.experiment import Experiment
 
@@ -78,6 +78,7 @@ def check_out(config: Config) -> None:
 
     Raises:
         ConfigError: says what is in the way.
+        RunError: the audit that is there is damaged.
     """
     out = config.out.expanduser()
     listed = out / EXCLUDE
@@ -88,7 +89,7 @@ def check_out(config: Config) -> None:
         raise ConfigError(f"--out {config.out}: not empty and not an audit. Choose another place")
     if gives_back(config):
         return
-    written = from_json(Audit, (out / AUDIT).read_bytes(), source=str(out / AUDIT)).exclude_sha256
+    written = read_json(Audit, out / AUDIT).exclude_sha256
     if listed.is_file() and hashlib.sha256(listed.read_bytes()).hexdigest() != written:
         raise ConfigError(
             f"{listed}: was edited and would be written anew. Give it with --exclude, or choose another --out"
@@ -194,7 +195,7 @@ def write(config: Config, audit: Audit, examples: data.Examples, decided: list[e
     out.mkdir(parents=True, exist_ok=True)
     if not gives_back(config):
         (out / EXCLUDE).unlink(missing_ok=True)
-    for name, content in [(AUDIT, to_json(audit)), (PAGE, shown), (EXCLUDE, listed)]:
+    for name, content in [(AUDIT, sealed(audit)), (PAGE, shown), (EXCLUDE, listed)]:
         write_atomic(out / name, content)
     return audit
 

@@ -246,8 +246,11 @@ def tried(config: Config, run: RunDir, row: Backbone, sample: data.Examples, pla
     tflite, refused = integer_form(own, backbone, table, photos[:CALIBRATION_PHOTOS])
     found = dataclasses.replace(trial.candidate, distance=far, size_bytes=len(tflite) or None, refused=refused)
     run.write(f"{row.name}.tflite", tflite)
-    run.write(f"{row.name}.npz", cross_validate.npz(sample=sample_key(sample), ids=trial.ids, said=trial.said))
-    run.write(f"{row.name}.json", to_json(found))
+    said = cross_validate.npz(
+        sample=sample_key(sample), ids=trial.ids, said=trial.said, tflite=hashlib.sha256(tflite).hexdigest()
+    )
+    run.write(f"{row.name}.npz", said)
+    run.write(f"{row.name}.json", rundir.sealed(found))
     return dataclasses.replace(trial, candidate=found)
 
 
@@ -260,6 +263,8 @@ def reread(run: RunDir, row: Backbone, sample: data.Examples) -> Trial | None:
         with np.load(said) as kept:
             if str(kept["sample"]) != sample_key(sample):
                 return None
+            if str(kept["tflite"]) != rundir.sha256_of(tflite):
+                raise ValueError(f"{tflite}: not the file that was measured")
             return Trial(read_json(Candidate, about), tuple(map(str, kept["ids"])), kept["said"])
     except Exception:  # a flipped bit can ask zipfile for anything
         log.warning("%s is damaged and will be made again", said)

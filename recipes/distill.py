@@ -19,7 +19,7 @@ from tyro.conf import Suppress, arg
 from edgetl import data, results, rundir
 from edgetl.backbones import registry
 from edgetl.comparison import agreement
-from edgetl.config import checked, command, to_json
+from edgetl.config import checked, command
 from edgetl.console import progress
 from edgetl.errors import ConfigError
 from edgetl.metrics import said_labels
@@ -122,7 +122,7 @@ def main(config: Config) -> RunDir:
             training = fine_tune.training_of(config, run, ready)
             # From here on the directory belongs to these settings: nothing above may write into it.
             run.write(rundir.SPLITS, data.write_csv(ready.splits, results.hashes_of(ready.table)))
-            run.write(lessons.RECORD, to_json(lessons_of(ready).record))
+            run.write(lessons.RECORD, rundir.sealed(lessons_of(ready).record))
             history = training.run()
         save(config, run, ready, history)
     return rundir.open_run(run.path)
@@ -179,7 +179,7 @@ def save(config: Config, run: RunDir, ready: fine_tune.Prepared, history: "Seque
         teacher_validation=taught.validation,
         teacher_agreement=same,
     )
-    further = {lessons.RECORD: to_json(taught.record)}
+    further = {lessons.RECORD: rundir.sealed(taught.record)}
     fine_tune.seal(config, run, ready, history, done, metrics, RECIPE, further)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from editing import vouch
 
 from edgetl.data import Examples
 from edgetl.errors import ArtifactError, ConfigError, DatasetError, RunError
@@ -197,9 +198,7 @@ def test_a_run_without_test_photos_is_bundled_with_those_of_validation(run_copy:
     splits.write_text(splits.read_text().replace(",test,", ",train,"))
     for name in (evaluate.EVALUATION, evaluate.PREDICTIONS):
         (run_copy.export_path / name).unlink()
-    manifest = json.loads((run_copy.path / "manifest.json").read_bytes())
-    manifest["files"]["splits.csv"] = sha256_of(splits)
-    (run_copy.path / "manifest.json").write_text(json.dumps(manifest))
+    vouch(run_copy.path / "manifest.json", "splits.csv", sha256_of(splits))
     found = bundle.main(bundle.Config(run_copy.path, out=tmp_path / "b", photos=4, web=False))
     validation = {example.id for example in run_copy.splits().validation}
     assert {photo.id for photo in read_sample(found.path).photos} <= validation

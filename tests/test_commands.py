@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import importlib
-import json
 import os
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from editing import edit
 from photos import make_photo_folder
 
 from edgetl import rundir
@@ -106,9 +106,7 @@ def in_file(here: Path, run: RunDir) -> list[object]:
 
 def lose_photos(copy: Path) -> None:
     """Let the run's data be a folder that is gone."""
-    path = copy / rundir.MANIFEST
-    manifest = json.loads(path.read_bytes())
-    path.write_text(json.dumps({**manifest, "data": str(copy.parent / "gone")}))
+    edit(copy / rundir.MANIFEST, data=str(copy.parent / "gone"))
 
 
 def spoil(name: str, content: bytes = b"spoilt") -> Callable[[Path], object]:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from editing import edit
 from photos import make_photo, make_photo_folder
 
 from edgetl import data, heads
@@ -382,7 +383,7 @@ def test_files_that_are_not_what_their_description_says_are_refused(run_copy: Ru
     with pytest.raises(ArtifactError, match=r"no artifact int8\. There: dynamic_int8, float16, float32"):
         find_artifacts(run_copy, ["int8"])
     description = run_copy.export_path / "float32.json"
-    description.write_text(description.read_text().replace(sha256_of(run_copy.model_path), "0" * 64))
+    edit(description, run_sha256="0" * 64)
     with pytest.raises(ArtifactError, match=r"float32\.tflite: made from another model"):
         find_artifacts(run_copy, ["float32"])
 

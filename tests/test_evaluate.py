@@ -2,13 +2,13 @@
 
 import dataclasses
 import hashlib
-import json
 import shutil
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from editing import vouch
 from photos import make_photo_folder
 from tiny_runs import tiny_run
 
@@ -46,9 +46,7 @@ def with_column(run: RunDir) -> RunDir:
     first, *rows = splits.read_text().splitlines()
     changed = [f"{first},site", *(f"{row},{'ab'[number % 2]}" for number, row in enumerate(rows))]
     splits.write_text("\n".join(changed) + "\n")
-    manifest = json.loads((run.path / MANIFEST).read_text())
-    manifest["files"]["splits.csv"] = sha256_of(splits)
-    (run.path / MANIFEST).write_text(json.dumps(manifest))
+    vouch(run.path / MANIFEST, "splits.csv", sha256_of(splits))
     return RunDir(run.path)
 
 
@@ -215,9 +213,7 @@ def test_equal_evaluations_are_equal_files(copied: RunDir) -> None:
 def test_a_run_without_test_photos_cannot_be_evaluated(copied: RunDir) -> None:
     splits = copied.path / "splits.csv"
     splits.write_text(splits.read_text().replace(",test,", ",train,"))
-    manifest = json.loads((copied.path / MANIFEST).read_text())
-    manifest["files"]["splits.csv"] = sha256_of(splits)
-    (copied.path / MANIFEST).write_text(json.dumps(manifest))
+    vouch(copied.path / MANIFEST, "splits.csv", sha256_of(splits))
     with pytest.raises(RunError, match="no photos were held out for testing"):
         evaluate.main(Config(copied.path))
 

@@ -15,7 +15,7 @@ from tiny_tflite import tiny
 from benchmarks import latency
 from edgetl.config import command, from_json
 from edgetl.errors import ArtifactError, ConfigError
-from edgetl.rundir import RunDir
+from edgetl.rundir import RunDir, read_json
 from export import benchmark
 from export import report as export_report
 from export.artifacts import artifact_files
@@ -47,7 +47,7 @@ def test_run_gets_one_report_beside_each_artifact(run: Path) -> None:
         found = each.circumstances
         path = run / "export" / found.file
         stored = path.with_suffix(".latency.json").read_text()
-        assert from_json(LatencyReport, stored) == each
+        assert read_json(LatencyReport, path.with_suffix(".latency.json")) == each
         assert '"runs_ms"' in stored
         assert "median" not in stored, "only raw measurements are stored"
         content = path.read_bytes()

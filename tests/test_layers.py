@@ -10,6 +10,7 @@ from functools import cache
 import keras
 import numpy as np
 import pytest
+from editing import edit
 
 from edgetl.config import command
 from edgetl.errors import ArtifactError
@@ -177,8 +178,7 @@ def test_the_command_on_a_run(run_copy: RunDir, capsys: pytest.CaptureFixture[st
     assert len(rows) == len(operators((run_copy.export_path / "int8.tflite").read_bytes())) - 2  # the border's QUANTIZE
     # A file whose description tells of other ranges than it has.
     path = run_copy.export_path / "int8.json"
-    about = json.loads(path.read_text())
-    path.write_text(json.dumps(about | {"settings": about["settings"] | {"ranges": "mse"}}))
+    edit(path, settings=json.loads(path.read_text())["settings"] | {"ranges": "mse"})
     assert command(layers.main, Config, prog="layers", argv=arguments) == 2
     assert "Convert the run again" in capsys.readouterr().err
 

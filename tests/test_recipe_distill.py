@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from editing import edit, vouch
 from photos import make_photo, make_photo_folder
 from PIL import Image
 from test_recipe_fine_tune import assert_same_weights, epochs_of, interrupt_at_step, options
@@ -317,13 +318,9 @@ def test_another_teacher_at_its_place_is_refused(
     for before in (stopped, distilled.path):
         run = tmp_path / before.name
         shutil.copytree(before, run)
-        record = json.loads((run / RECORD).read_bytes())
-        (run / RECORD).write_text(json.dumps({**record, "model_sha256": "0" * 64}))
-        manifest = run / rundir.MANIFEST
-        if manifest.is_file():
-            found = json.loads(manifest.read_bytes())
-            found["files"][RECORD] = rundir.sha256_of(run / RECORD)
-            manifest.write_text(json.dumps(found))
+        edit(run / RECORD, model_sha256="0" * 64)
+        if (manifest := run / rundir.MANIFEST).is_file():
+            vouch(manifest, RECORD, rundir.sha256_of(run / RECORD))
         with pytest.raises(RunError, match="began with another teacher"):
             main(full(trained_run, run, cache, more))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from editing import unseal
 from markdown_it import MarkdownIt
 from tiny_reports import NAMES, Tiny, tiny_run
 
@@ -293,7 +294,7 @@ def test_layers_that_can_not_be_compared_are_not_asked_for(tiny: Tiny) -> None:
         (tiny.run.export_path / f"int8{suffix}").rename(tiny.run.export_path / f"qat_int8{suffix}")
     for name in ("qat_int8.json", "evaluation.json"):
         path = tiny.run.export_path / name
-        path.write_text(path.read_text().replace('"int8', '"qat_int8'))
+        unseal(path, '"int8', '"qat_int8')
     stored = dict(np.load(tiny.run.export_path / "predictions.npz"))
     stored["qat_int8"] = stored.pop("int8")
     buffer = io.BytesIO()

@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from editing import edit
 
 from edgetl import rundir
 from edgetl.config import to_json
@@ -93,6 +96,37 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         write_atomic(tmp_path / "a.txt", "new")
     monkeypatch.undo()
     assert content(tmp_path) == {"a.txt": b"old"}
+
+
+def test_a_run_has_no_dates_in_its_model(tmp_path: Path) -> None:
+    import keras
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    contents = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        RunDir(tmp_path / name).write_model(model)
+        contents.append((tmp_path / name / rundir.MODEL).read_bytes())
+        time.sleep(2)  # the step of dates in a zip
+    assert contents[0] == contents[1]
+    again = keras.saving.load_model(tmp_path / "b" / rundir.MODEL)
+    for ours, theirs in zip(again.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_any_flipped_bit_of_a_sealed_file_is_noticed(run: RunDir) -> None:
+    path = run.path / rundir.MANIFEST
+    whole, known = path.read_bytes(), run.manifest
+    for bit in range(0, 8 * len(whole), 7):  # 7: every bit of a byte in its turn
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(RunError, match=r"manifest\.json"):
+            read_json(rundir.Manifest, path)
+    path.write_bytes(whole)
+    assert read_json(rundir.Manifest, path) == known
+    path.write_text(to_json(known))  # as files were before there were seals
+    assert read_json(rundir.Manifest, path) == known
 
 
 def test_what_kills_left_half_written_goes_with_the_next_start(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +262,7 @@ def test_read_json_names_a_missing_file(tmp_path: Path) -> None:
 
 def test_a_file_of_another_version_is_refused(run: RunDir) -> None:
     path = run.path / "manifest.json"
-    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    edit(path, schema_version=1)
     with pytest.raises(RunError, match=r"manifest\.json: schema_version 1, this edgetl reads 2\. Make the file again"):
         rundir.open_run(run.path)
 

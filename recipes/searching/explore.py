@@ -2,12 +2,11 @@
 
 import dataclasses
 
-from edgetl.config import to_json
 from edgetl.console import log, progress
 from edgetl.errors import EdgetlError, RunError
 from edgetl.outputs import Task
 from edgetl.parallel import Workers, workers
-from edgetl.rundir import RunDir, read_json
+from edgetl.rundir import RunDir, read_json, sealed
 from edgetl.scores import PRIMARY
 from edgetl.search.outcome import Outcome
 from edgetl.search.space import Value, applied
@@ -120,7 +119,7 @@ class _Loop:
 
     def _keep(self, outcome: Outcome) -> None:
         """Write it down at once: trials before it may take hours more, and the study takes them in their order."""
-        self._run.write(f"{TRIALS}/{outcome.number:04d}.json", to_json(outcome))
+        self._run.write(f"{TRIALS}/{outcome.number:04d}.json", sealed(outcome))
         self._done[outcome.number] = outcome
 
 

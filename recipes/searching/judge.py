@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from edgetl.config import to_json
 from edgetl.console import log, progress
 from edgetl.cross_validation import spread
 from edgetl.errors import ConfigError, RunError
 from edgetl.outputs import Task
 from edgetl.parallel import workers
-from edgetl.rundir import RunDir, read_json
+from edgetl.rundir import RunDir, read_json, sealed
 from edgetl.search.outcome import Objective, Outcome
 from edgetl.search.study import Study
 from recipes.searching import trials
@@ -111,7 +110,7 @@ def repeated(
         ):
             for place, figure in pool.map(trials.run_repeat, tasks):
                 name, seed = left[place]
-                run.write(f"repeats/{name}-{seed}.json", to_json(_Repeat(shared.splits_sha256, figure)))
+                run.write(f"repeats/{name}-{seed}.json", sealed(_Repeat(shared.splits_sha256, figure)))
                 found[name, seed] = figure
                 bar.advance()
     ours, theirs = (tuple(found[name, seed] for seed in seeds) for name in sides)

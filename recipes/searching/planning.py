@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from edgetl.config import to_json
 from edgetl.console import log
 from edgetl.errors import ConfigError, RunError
-from edgetl.rundir import RunDir, read_json
+from edgetl.rundir import RunDir, read_json, sealed
 from edgetl.search import space
 from edgetl.search.space import Value, applied
 from edgetl.search.study import Plan
@@ -150,7 +149,7 @@ def settled(config: "Config", plan: Plan, run: RunDir) -> Plan:
         RunError: a space that was named is another one now.
     """
     if not (run.path / SPACE).is_file():
-        run.write(SPACE, to_json(Space(plan.knobs)))
+        run.write(SPACE, sealed(Space(plan.knobs)))
     began = read_json(Space, run.path / SPACE).knobs
     if config.space and began != plan.knobs:
         raise RunError(

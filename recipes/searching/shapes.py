@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from edgetl import data, rundir
 from edgetl.backbones import registry
-from edgetl.config import to_json
 from edgetl.console import log
 from edgetl.errors import RunError
 from edgetl.inputs import InputSpec
@@ -82,7 +81,7 @@ class Shapes:
         if key not in self._known:
             self._folder.mkdir(exist_ok=True)
             self._known[key] = self._measured(settings)
-            rundir.write_atomic(self._folder / f"{key}.json", to_json(self._known[key]))
+            rundir.write_atomic(self._folder / f"{key}.json", rundir.sealed(self._known[key]))
         return self._known[key]
 
     def figures(self, settings: Experiment) -> dict[str, float]:
