@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from edgetl.console import log_to_stderr
+from edgetl.console import log_to_stderr, printable
 from edgetl.errors import ConfigError, EdgetlError
 
 C = TypeVar("C")
@@ -151,7 +151,7 @@ def _print(text: str) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without box characters shows the table all the same
     try:
-        print(text, end="\n" if text else "", flush=True)
+        print("\n".join(map(printable, text.split("\n"))), end="\n" if text else "", flush=True)
     except BrokenPipeError:  # the reader, `head` say, has seen enough; the interpreter must not try again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -160,8 +160,9 @@ def _fail(line: str, error: BaseException, debug: bool, status: int) -> int:
     if debug:
         import traceback
 
-        traceback.print_exception(error)
-    print(" ".join(line.split()), file=sys.stderr)
+        lines = "".join(traceback.format_exception(error)).split("\n")
+        print("\n".join(map(printable, lines)), end="", file=sys.stderr)
+    print(printable(" ".join(line.split())), file=sys.stderr)
     return status
 
 

@@ -7,6 +7,7 @@ notebook is silent until `logging.getLogger("edgetl").setLevel("INFO")`; `--quie
 import io
 import logging
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -30,13 +31,25 @@ from rich.table import Table
 from rich.text import Text
 
 log = logging.getLogger("edgetl")
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line breaks, what turns the direction of writing, and halves of characters."""
+
+
+def printable(line: str) -> str:
+    """Write out what steers a terminal: the name of a file must not forge a line, hide one or colour it."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
+
+
+class _Printable(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (its name in logging)
+        return printable(super().formatMessage(record))
 
 
 @contextmanager
 def log_to_stderr(level: int = logging.INFO) -> Iterator[None]:
     """Show edgetl's own lines on standard error, without prefix, while the block runs."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Printable("%(message)s"))
     before = log.handlers, log.level, log.propagate
     log.handlers, log.propagate = [handler], False
     log.setLevel(level)
@@ -87,7 +100,7 @@ class Bar:
         if self._progress.disable:
             log.info("%s", line)
         else:
-            self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._progress.console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

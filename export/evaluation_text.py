@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from edgetl.console import table_lines
+from edgetl.console import printable, table_lines
 from edgetl.outputs import Task
 from edgetl.robustness import CORRUPTIONS
 from edgetl.scores import PRIMARY, Scores
@@ -147,10 +147,10 @@ def _slices(report: "EvaluationReport") -> Iterator[str]:
                 part = next(each for each in column.slices if each.value == column.worst.value)
                 interval = f"{100 * part.low:.1f}..{100 * part.high:.1f}"
                 whose = f"{_percent(part.figure)} % ({interval}) of {part.samples} photos"
-                yield f"{name}, {column.column}: worst {part.value}, {whose}, {_behind(column.worst)}"
+                yield printable(f"{name}, {column.column}: worst {part.value}, {whose}, {_behind(column.worst)}")
             if column.most_lost and column.most_lost.p < SURE:
                 lost = column.most_lost
-                yield f"{name}, {column.column}: {lost.value} lost more against Keras, {_behind(lost)}"
+                yield printable(f"{name}, {column.column}: {lost.value} lost more against Keras, {_behind(lost)}")
 
 
 def _behind(found: "Disparity") -> str:

@@ -212,6 +212,22 @@ def test_debug_shows_the_traceback_before_the_line(capsys: pytest.CaptureFixture
     assert err.startswith("Traceback (most recent call last)") and err.endswith("\ntry: broken\n")
 
 
+def test_names_of_files_steer_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\nfine: 0 errors\x1b[2Jé🐈\u202e\udcff\u2028.jpg"
+
+    def main(settings: Settings) -> str:
+        log.warning("left out: %s", name)
+        return f"first\n{name[2:]}"
+
+    rest = "fine: 0 errors\\x1b[2Jé🐈\\u202e\\udcff\\u2028.jpg"
+    assert run(main, "--data", "d") == 0
+    assert capsys.readouterr() == (f"first\n{rest}\n", f"left out: a\\n{rest}\n")
+    for debug in ((), ("--debug",)):
+        assert run(fail_with(DatasetError(name)), "--data", "d", *debug) == 2
+        err = capsys.readouterr().err
+        assert "\x1b" not in err and err.endswith(f"\ntry: a {rest[:-10]} .jpg\n"[not debug :])
+
+
 def test_a_bug_is_not_dressed_up_as_the_users_error() -> None:
     with pytest.raises(ZeroDivisionError):
         run(fail_with(ZeroDivisionError()), "--data", "d")

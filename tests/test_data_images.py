@@ -1,6 +1,7 @@
 """Bytes -> pixels: every mode and format, the resize rules, orientation, damage."""
 
 import io
+import os
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -300,6 +301,12 @@ def png(width: int, height: int, *, depth: int = 8, colour: int = 0, rows: bytes
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def with_scans(photo: np.ndarray, more: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    data = encoded(Image.fromarray(photo).convert("L"), "JPEG", progressive=True)
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * more + data[-2:]
+
+
 UNREADABLE = {
     "empty": (b"", "empty file"),
     "text": (b"<html>404 not found</html>", "not a photo that can be read (JPEG, PNG, BMP, GIF, WEBP)"),
@@ -311,6 +318,9 @@ UNREADABLE = {
     "truncated gif": (encoded(PHOTO, "GIF")[:-300], "damaged: image file is truncated"),
     "header only": (encoded(PHOTO, "JPEG")[:20], ""),
     "bomb": (png(60_000, 60_000), "too many pixels, the limit is 178956970"),
+    "webp bomb": (encoded(Image.new("RGB", (9_600, 9_600)), "WEBP"), "9600x9600 pixels, the limit is 89478485"),
+    "line": (png(65_536, 1), "65536x1 pixels, the limit of a side is 65535"),
+    "scans": (with_scans(PHOTO, 4_000), "4006 scans of 40x24 pixels, the limit is 3410"),
 }
 
 
@@ -331,6 +341,35 @@ def test_unreadable_files_say_why(name: str, tmp_path: Path) -> None:
 def test_missing_file_is_unreadable(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImageError, match=r"gone\.jpg: No such file"):
         read_image(tmp_path / "gone.jpg", SAME)
+
+
+def test_what_only_looks_like_scans_is_no_scan() -> None:
+    # A phone puts a film behind its photo, in which any bytes may be.
+    photo = with_scans(PHOTO, 40)
+    np.testing.assert_array_equal(read_image(photo + b"\xff\xda" * 4_000, SAME), read_image(photo, SAME))
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for path in (tmp_path / "pipe.jpg", Path("/dev/zero"), tmp_path):
+        with pytest.raises(UnreadableImageError, match=f"{path}: not a regular file"):
+            read_image(path, SAME)
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(images.MAX_FILE_BYTES + 1)  # without taking the place
+    with pytest.raises(UnreadableImageError, match="1073741825 bytes, the limit is 1073741824"):
+        read_image(tmp_path / "huge.jpg", SAME)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "LA", "RGBA", "CMYK", "I;16", "RGB"])
+def test_strips_of_a_large_photo_give_what_the_whole_gives(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(PHOTO).convert("L" if mode == "I;16" else mode)
+    image = image.convert("I;16") if mode == "I;16" else image
+    whole = np.asarray(images._eight_bit(image))
+    monkeypatch.setattr(images, "_ROWS", 40 * 7)  # 24 rows: three strips and a rest
+    monkeypatch.setattr(images, "LARGE", 1)
+    np.testing.assert_array_equal(images._eight_bit(image), whole)
+    if mode != "CMYK":
+        read(image, "PNG")
 
 
 def test_pixel_limit_holds_even_where_pillows_is_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,14 @@ def test_links_inside_are_fine_and_links_out_are_not(tmp_path: Path) -> None:
         data.load(str(root))
 
 
+def test_links_in_circles_are_left_to_the_reader(tmp_path: Path) -> None:
+    root = make_photo_folder(tmp_path, {"a": 2, "b": 2})
+    (root / "a/self.jpg").symlink_to("self.jpg")
+    (root / "self.jpg").symlink_to("self.jpg")
+    (root / "a/nowhere.jpg").symlink_to("gone.jpg")
+    assert {"a/self.jpg", "a/nowhere.jpg"} < set(ids(data.load(str(root))))
+
+
 def test_linked_folders_are_refused(tmp_path: Path) -> None:
     root = make_photo_folder(tmp_path, {"a": 2, "b": 2})
     (root / "a/circle").symlink_to(root)

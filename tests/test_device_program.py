@@ -115,6 +115,17 @@ def test_predict(shipped: Path, tmp_path: Path) -> None:
     assert report.circumstances.sha256 == read_bundle(shipped).sha256
 
 
+def test_names_of_photos_steer_no_terminal(shipped: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "a\n\x1b[2Jb.jpg"
+    shutil.copyfile(next((shipped / "sample/photos").iterdir()), photo)
+    done = call(shipped, "predict", str(photo), "--json", str(tmp_path / "c.json"))
+    assert done.returncode == 0 and "a\\n\\x1b[2Jb.jpg" in done.stdout and "\x1b" not in done.stdout
+    photo.write_bytes(b"")
+    assert "\x1b" not in refused(shipped, "predict", str(photo), "--json", str(tmp_path / "c.json"))
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert "not a regular file" in refused(shipped, "predict", str(tmp_path / "pipe.jpg"))
+
+
 def test_predict_a_frame_without_pillow(shipped: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "frame.npy", np.zeros((48, 64, 3), np.uint8))
     words = ("predict", str(tmp_path / "frame.npy"), "--json", str(tmp_path / "c.json"))

@@ -17,6 +17,7 @@ from edgetl.audit.findings import given_split
 from edgetl.audit.looks import Looks, look_at
 from edgetl.console import log
 from edgetl.data import Example, Examples
+from edgetl.data.images import MAX_FILE_BYTES
 from edgetl.errors import DatasetError
 
 _NAMED_IN_A_MESSAGE = 3
@@ -77,7 +78,7 @@ def exact_copies(examples: Examples) -> list[list[Example]]:
     found: list[list[Example]] = []
     for size, same in by_size.items():
         by_content: dict[bytes, list[Example]] = defaultdict(list)  # of one size: hashes of all would be 0.2 KB a photo
-        for example in same if size and len(same) > 1 else ():
+        for example in same if 0 < size <= MAX_FILE_BYTES and len(same) > 1 else ():
             try:
                 with example.path.open("rb") as file:
                     by_content[hashlib.file_digest(file, "sha256").digest()].append(example)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from edgetl.console import Bar, progress
 from edgetl.data import Example, Examples, Pixels, Unreadable, default_workers, read_image
-from edgetl.data.images import FORMATS
+from edgetl.data.images import FORMATS, read_file
 from edgetl.errors import UnreadableImageError
 from edgetl.features import SHARD_ROWS, photos_key
 from edgetl.inputs import ImageInput
@@ -154,9 +154,7 @@ def _seen(part: Examples, pool: ThreadPoolExecutor, bar: Bar) -> Looks:
 
 def _attempt(example: Example) -> NDArray[np.void] | Unreadable:
     try:
-        return look(example.path.read_bytes())
-    except OSError as error:
-        return Unreadable(example.id, error.strerror or str(error))
+        return look(read_file(example.path))
     except UnreadableImageError as error:
         return Unreadable(example.id, str(error))
 

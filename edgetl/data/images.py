@@ -13,9 +13,12 @@ What is done to a photo, in order:
 from __future__ import annotations
 
 import io
+import re
+import stat
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,18 @@ Pixels = NDArray[np.uint8]
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"})
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 MAX_PIXELS = 178_956_970
-"""Larger photos are refused (Pillow's own hard limit): a few bytes can claim to be gigabytes."""
+"""Larger photos are refused (Pillow's own hard limit): a few bytes can claim to be gigabytes.
+
+Decoding takes up to 8 bytes a pixel, 1.4 GB at the limit. Of WebP it is half as many pixels: its decoder takes 16."""
+MAX_SIDE = 65_535
+"""Pixels; what JPEG and GIF can say at most. The filter of the resize takes memory for each pixel of a side."""
+MAX_SCANS = 20
+"""A JPEG of `MAX_PIXELS` may have so many scans, a smaller one more: each goes over all pixels, and may be no longer
+than ten bytes. libjpeg writes 10 into a progressive one, 18 of CMYK."""
+MAX_FILE_BYTES = 1 << 30
+"""Larger files are not read: the largest bitmap of `MAX_PIXELS` has 0.7 GB."""
+LARGE = 1 << 25
+"""Photos of more pixels than this are decoded one at a time, whatever the number of threads."""
 MARGIN = 2.0
 """A JPEG is decoded at a fraction of its size only down to this many times the size that is wanted.
 
@@ -52,6 +66,13 @@ _TURNS = {
     8: _TURN.ROTATE_90,
 }
 _SWAPS_SIDES = (5, 6, 7, 8)
+_ROWS = 1 << 22
+"""Pixels that are converted at a time: of a large photo every copy would take its memory again."""
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
+"""What begins a segment of a JPEG; the others have no length, or are within the data of a scan."""
+_large = threading.Lock()
+_JPEGS = ("JPEG", "MPO")
+"""MPO: JPEG with further pictures behind it, as phones write."""
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 
 # Pillow warns about sizes and damaged metadata on stderr, in the middle of progress bars; whether a file can be
@@ -76,26 +97,41 @@ def read_image(source: Path | bytes, spec: ImageInput) -> Pixels:
     if isinstance(source, bytes):
         return _decode(source, spec)
     try:
-        return _decode(source.read_bytes(), spec)
-    except OSError as error:
-        raise UnreadableImageError(f"{source}: {error.strerror or error}") from error
+        return _decode(read_file(source), spec)
     except UnreadableImageError as error:
         raise UnreadableImageError(f"{source}: {error}") from error
+
+
+def read_file(path: Path) -> bytes:
+    """Read the bytes of a photo, and wait for no one: a pipe called x.jpg would never end.
+
+    Raises:
+        UnreadableImageError: not there, not a regular file, or too large for a photo; the message is the reason alone.
+    """
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise UnreadableImageError("not a regular file")
+        if found.st_size > MAX_FILE_BYTES:
+            raise UnreadableImageError(f"{found.st_size} bytes, the limit is {MAX_FILE_BYTES}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(error.strerror or str(error)) from error
 
 
 def _decode(data: bytes, spec: ImageInput) -> Pixels:
     if not data:
         raise UnreadableImageError("empty file (0 bytes)")
     with _pillow_errors(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise UnreadableImageError(f"{image.width}x{image.height} pixels, the limit is {MAX_PIXELS}")
-        orientation = _orientation(image)
-        # The turn comes last, on few pixels; until then the frame lies as the stored photo does.
-        frame = (spec.height, spec.width) if orientation in _SWAPS_SIDES else (spec.width, spec.height)
-        box, size = placed(image.size, frame, spec.resize)
-        scale = _shrink_on_decode(image, box, size)
-        image.load()
-        plain = _eight_bit(image)
+        _check_size(image, data)
+        with _large if _takes_much(image) else nullcontext():
+            orientation = _orientation(image)
+            # The turn comes last, on few pixels; until then the frame lies as the stored photo does.
+            frame = (spec.height, spec.width) if orientation in _SWAPS_SIDES else (spec.width, spec.height)
+            box, size = placed(image.size, frame, spec.resize)
+            scale = _shrink_on_decode(image, box, size)
+            image.load()
+            plain = _eight_bit(image)
     left, top, right, bottom = (side / scale for side in box)
     small = plain.resize(size, _BILINEAR, box=(left, top, right, bottom)).convert("RGB")
     if orientation in _TURNS:
@@ -123,6 +159,32 @@ def _pillow_errors() -> Iterator[None]:
         raise UnreadableImageError(f"damaged: {reason}") from error
 
 
+def _check_size(image: Image.Image, data: bytes) -> None:
+    """Refuse, by the header alone, what would take more memory or time than any photo."""
+    pixels, limit = image.width * image.height, MAX_PIXELS // (2 if image.format == "WEBP" else 1)
+    if pixels > limit:
+        raise UnreadableImageError(f"{image.width}x{image.height} pixels, the limit is {limit}")
+    if max(image.size) > MAX_SIDE:
+        raise UnreadableImageError(f"{image.width}x{image.height} pixels, the limit of a side is {MAX_SIDE}")
+    most = MAX_SCANS * MAX_PIXELS // (pixels + (1 << 20))  # a scan without pixels has its cost, too
+    if image.format in _JPEGS and data.count(b"\xff\xda") > most and (scans := _scans(data)) > most:
+        raise UnreadableImageError(f"{scans} scans of {image.width}x{image.height} pixels, the limit is {most}")
+
+
+def _takes_much(image: Image.Image) -> bool:
+    whole = image.format not in _JPEGS or "progressive" in image.info  # the others are shrunk while they are decoded
+    return whole and image.width * image.height > LARGE
+
+
+def _scans(data: bytes) -> int:
+    """How many there are in the first picture of a JPEG."""
+    at, count = 2, 0
+    while (found := _MARKER.search(data, at)) and found[1] != b"\xd9":
+        count += found[1] == b"\xda"
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return count
+
+
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1..8; damaged metadata counts as upright, since the pixels may still be good."""
     try:
@@ -134,7 +196,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _shrink_on_decode(image: Image.Image, box: Box, size: Size) -> int:
     """Let libjpeg decode at 1/scale of the size, and return the scale: 1, 2, 4 or 8."""
-    if image.format not in ("JPEG", "MPO"):  # MPO: JPEG with further pictures behind it, as phones write
+    if image.format not in _JPEGS:
         return 1
     room = min((box[2] - box[0]) / size[0], (box[3] - box[1]) / size[1])
     scale = next((scale for scale in (8, 4, 2) if room >= scale * MARGIN), 1)
@@ -145,18 +207,29 @@ def _shrink_on_decode(image: Image.Image, box: Box, size: Size) -> int:
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """Any mode that the formats can have -> L or RGB."""
+    if image.mode == "F":
+        raise UnreadableImageError("floating-point pixels have no known range")
+    if image.mode in ("L", "RGB") and not _is_transparent(image):
+        return image
+    plain = Image.new("L" if image.mode.startswith("I") else "RGB", image.size)
+    rows = max(1, _ROWS // image.width)
+    for top in range(0, image.height, rows):
+        part = image.crop((0, top, image.width, min(top + rows, image.height)))
+        plain.paste(_eight_bit_part(part), (0, top))
+    return plain
+
+
+def _eight_bit_part(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise UnreadableImageError(f"values {values.min()}..{values.max()}, expected 16 bits")
         return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-    if image.mode == "F":
-        raise UnreadableImageError("floating-point pixels have no known range")
     if _is_transparent(image):
         photo = image.convert("RGBA")
         white = Image.new("RGBA", photo.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, photo).convert("RGB")
-    return image if image.mode == "L" else image.convert("RGB")
+    return image.convert("RGB")
 
 
 def _is_transparent(image: Image.Image) -> bool:

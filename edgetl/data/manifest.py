@@ -14,7 +14,7 @@ import numpy as np
 
 from edgetl.data.columns import PHOTO_COLUMNS, Labelling, Roles, photo_column, roles_of
 from edgetl.data.examples import SPLIT_NAMES, Example, Examples, Label, SplitName, ordered
-from edgetl.data.scan import check_name
+from edgetl.data.scan import check_name, leads_into
 from edgetl.data.tables import Cell, Table, read_table
 from edgetl.errors import DatasetError
 from edgetl.outputs import Task
@@ -244,8 +244,8 @@ def _refuse_absent(rows: Iterable[_Row], root: Path, source: str) -> None:
             continue
         folder = str(path.parent)
         if folder not in inside:
-            inside[folder] = path.parent.resolve().is_relative_to(home)
-        if not inside[folder] or (stat.S_ISLNK(mode) and not path.resolve().is_relative_to(home)):
+            inside[folder] = leads_into(path.parent, home)
+        if not inside[folder] or (stat.S_ISLNK(mode) and not leads_into(path, home)):
             raise DatasetError(f"{row.where}: {row.id} is a link out of {root}. Copy what it points to")
         if not (stat.S_ISREG(mode) or path.is_file()):
             missing.append(row)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.data.examples import Example, Examples
-from edgetl.data.images import Pixels, read_image
+from edgetl.data.images import Pixels, read_file, read_image
 from edgetl.errors import ConfigError, DatasetError, UnreadableImageError
 from edgetl.inputs import ImageInput
 
@@ -58,10 +58,7 @@ def load_pixels(example: Example, spec: ImageInput) -> tuple[Pixels, str]:
     Raises:
         UnreadableImageError: the file can't be opened or decoded; the message is the reason alone.
     """
-    try:
-        data = example.path.read_bytes()
-    except OSError as error:
-        raise UnreadableImageError(error.strerror or str(error)) from error
+    data = read_file(example.path)
     return read_image(data, spec), hashlib.sha256(data).hexdigest()
 
 

@@ -41,15 +41,25 @@ def scan(folder: Path, root: Path) -> Found:
                 if entry.name.startswith("."):
                     continue
                 path = Path(entry.path)
-                if entry.is_symlink() and (path.is_dir() or not path.resolve().is_relative_to(home)):
+                if entry.is_symlink() and (path.is_dir() or not leads_into(path, home)):
                     found.escapes.append(path.relative_to(root).as_posix())
-                elif entry.is_dir():
+                elif path.is_dir():  # entry.is_dir raises where a link leads in circles
                     waiting.append(path)
                 elif path.suffix.lower() in EXTENSIONS:
                     found.photos.append(_id(path, root))
                 else:
                     found.ignored[path.suffix.lower()] += 1
     return found
+
+
+def leads_into(path: Path, folder: Path) -> bool:
+    """Whether a path, symbolic links followed, lies within a folder.
+
+    Args:
+        path: one whose links lead in circles lies where it is, as realpath has it; Path.resolve raises.
+        folder: resolved.
+    """
+    return Path(os.path.realpath(path)).is_relative_to(folder)
 
 
 def check_name(name: str, where: Path | str, what: str = "class folder") -> None:

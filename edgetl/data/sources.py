@@ -196,14 +196,14 @@ def _below(file: str, depth: int) -> str:
 def _subfolders(folder: Path) -> list[str]:
     """Names of the folders that hold classes or splits, sorted; a complaint if there are none."""
     with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        visible = [Path(entry.path) for entry in entries if not entry.name.startswith(".")]
     links = sorted(entry.name for entry in visible if entry.is_symlink() and entry.is_dir())
     if links:
         raise DatasetError(
             f"{folder}: {len(links)} folder(s) are symbolic links ({links[0]}). Move or copy the photos into {folder}"
         )
     names = sorted(entry.name for entry in visible if entry.is_dir())
-    photos = sum(1 for entry in visible if Path(entry.name).suffix.lower() in EXTENSIONS and not entry.is_dir())
+    photos = sum(1 for entry in visible if entry.suffix.lower() in EXTENSIONS and not entry.is_dir())
     if not names and photos:
         raise DatasetError(f"{folder}: {photos} photo(s) but no class folders. Expected {folder}/<class>/<photo>.jpg")
     if not names:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from .contents import PROGRAM, read_bundle
 from .errors import DeviceError
-from .outcome import check_place, write_json
+from .outcome import check_place, printable, write_json
 
 COMMANDS = ("info", "predict", "check", "benchmark")
 """Modules beside this one. One that is not asked for is not imported: they cost numpy."""
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(outcome.report, target)
         _print([f"written: {target}"])
     except DeviceError as error:
-        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{PROGRAM}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; nothing was written", file=sys.stderr)
@@ -89,7 +89,7 @@ def _print(lines: Sequence[str]) -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     try:
-        print("\n".join(lines), flush=True)
+        print("\n".join(map(printable, lines)), flush=True)
     except OSError as error:
         # The interpreter must not try again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
