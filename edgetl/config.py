@@ -24,6 +24,8 @@ R = TypeVar("R")
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+LONGEST_LINE = 2000
+"""Characters of an error that are printed; what to do stands at its end."""
 QUIET = "--quiet"
 DEBUG = "--debug"
 
@@ -161,8 +163,16 @@ def _fail(line: str, error: BaseException, debug: bool, status: int) -> int:
         import traceback
 
         traceback.print_exception(error)
-    print(" ".join(line.split()), file=sys.stderr)
+    print(_printable(line), file=sys.stderr)
     return status
+
+
+def _printable(text: str) -> str:
+    """One line that commands no terminal, whatever names of strangers' files are in it, and fits on a screen."""
+    line = " ".join(text.split())
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
 
 
 def _os_advice(error: OSError) -> str:

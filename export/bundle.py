@@ -143,7 +143,7 @@ def _is_bundle(folder: Path) -> bool:
     """Whether we made a folder, in this version or another: only then may it be replaced."""
     try:
         found = json.loads((folder / BUNDLE).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and {"schema_version", "scheme", "sha256", "run_sha256"} <= set(found)
 
