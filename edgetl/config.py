@@ -24,6 +24,8 @@ R = TypeVar("R")
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+LONGEST_LINE = 2000
+"""Characters of an error that are printed; what to do stands at its end."""
 QUIET = "--quiet"
 DEBUG = "--debug"
 
@@ -162,8 +164,16 @@ def _fail(line: str, error: BaseException, debug: bool, status: int) -> int:
 
         lines = "".join(traceback.format_exception(error)).split("\n")
         print("\n".join(map(printable, lines)), end="", file=sys.stderr)
-    print(printable(" ".join(line.split())), file=sys.stderr)
+    print(_one_line_of(line), file=sys.stderr)
     return status
+
+
+def _one_line_of(text: str) -> str:
+    """One line that fits on a screen, whatever names of strangers' files are in it."""
+    line = " ".join(text.split())
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    return printable(line)
 
 
 def _os_advice(error: OSError) -> str:

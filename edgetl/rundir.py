@@ -423,7 +423,7 @@ def _refuse_other_settings(stored: Path, settings: dict[str, Any], config: Any) 
     free = {f.name for f in dataclasses.fields(config) if not f.metadata.get("affects_result", True)}
     try:
         old = json.loads(stored.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         old = None
     if not isinstance(old, dict):
         raise RunError(f"{stored}: damaged (no JSON object). Choose another --out or delete the directory")

@@ -145,7 +145,7 @@ def _refuse_other(out: Path, settings: Adoption) -> None:
     """Say what a run directory holds if it is not a run of this model on this data."""
     try:
         stored = json.loads((out / rundir.CONFIG).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return  # nothing there, or damaged: `writing` knows what to say
     stored = stored if isinstance(stored, dict) else {}
     if (recipe := stored.get("recipe")) != RECIPE:

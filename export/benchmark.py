@@ -21,6 +21,7 @@ from edgetl.rundir import RunDir, held, read_json, sealed, write_atomic
 from export.artifacts import Artifact, artifact_files, device_errors
 from export.device.latency import RUNS, WARMUP, LatencyReport, Subject
 from export.device.latency import measure as measure_subjects
+from export.trial import refuse_crashing
 
 PROG = "python -m export.benchmark"
 
@@ -53,7 +54,7 @@ def main(config: Config) -> tuple[LatencyReport, ...]:
 
     Raises:
         ConfigError: a number is out of range, or an option does not go with this target.
-        ArtifactError: nothing to time, or a file that is damaged or breaks the input contract.
+        ArtifactError: nothing to time, or a file that is damaged, breaks the input contract or crashes native code.
         RunError: another process is writing the run, or a description beside an artifact is damaged.
     """
     config = checked(config)
@@ -61,6 +62,7 @@ def main(config: Config) -> tuple[LatencyReport, ...]:
     is_run = config.target.is_dir()
     paths = artifact_files(config.target / "export", config.schemes) if is_run else (config.target,)
     with held(RunDir(config.target)) if is_run else nullcontext():
+        refuse_crashing(paths, threads=config.threads, kernels=config.kernels)
         reports = measure(paths, config, tuple(_described(path) for path in paths) if is_run else ())
         if is_run:
             for path, report in zip(paths, reports, strict=True):

@@ -34,6 +34,7 @@ from export.device.contents import BUNDLE, PROGRAM, Bundle, Figure, HostLatency
 from export.device.outputs import Outputs
 from export.evaluate import evaluation_of
 from export.microcontroller import ethos_u, mcu
+from export.trial import refuse_crashing
 
 PROG = "python -m export.bundle"
 BUNDLES = "bundles"
@@ -98,6 +99,7 @@ def main(config: Config) -> Made:
     evaluated = None if run.untested else evaluation_of(run, [artifact])
     destination = _destination(config, run)
     chosen = _chosen(run, config, evaluated[0].unreadable if evaluated else ())
+    refuse_crashing([run.export_path / artifact.path])
     with _replacing(destination) as folder:
         model = folder / f"{artifact.scheme}.tflite"
         shutil.copyfile(run.export_path / artifact.path, model)
@@ -143,7 +145,7 @@ def _is_bundle(folder: Path) -> bool:
     """Whether we made a folder, in this version or another: only then may it be replaced."""
     try:
         found = json.loads((folder / BUNDLE).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and {"schema_version", "scheme", "sha256", "run_sha256"} <= set(found)
 

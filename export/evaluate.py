@@ -29,6 +29,7 @@ from edgetl.scores import Scores
 from edgetl.slices import SliceColumn, cuts, slice_figures
 from export.artifacts import Artifact, find_artifacts
 from export.predictions import EvaluationSet, Predictions, keras_forward
+from export.trial import refuse_crashing
 
 PROG = "python -m export.evaluate"
 EVALUATION = "evaluation.json"
@@ -142,6 +143,7 @@ def _evaluated(run: RunDir, config: Config) -> EvaluationReport:
         return EvaluationSet(run, part, workers=config.workers, keep_bytes=0, forward=forward)
 
     paths, spec = [run.export_path / artifact.path for artifact in artifacts], run.outputs
+    refuse_crashing(paths)
     found = photos(splits.test).predictions(paths)
     fitted = None if spec.task == "regression" else photos(splits.validation).predictions(paths, label="validation")
     spoilt = photos(splits.test).spoilt(paths) if config.robustness else {}

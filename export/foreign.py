@@ -30,6 +30,8 @@ PROBED_PHOTOS = 16
 """Photos on which the model is checked before all of them are computed."""
 SUM_TOLERANCE = 1e-3
 """How far the probabilities of a photo may be from a sum of 1; float16 has steps of 1e-3 below 1."""
+SMALL_BYTES = 1 << 26
+"""What any file may unpack to: the description of the largest backbones has 1 MB."""
 TOLERANCE = 1e-4
 """Largest difference of a probability in float32: the same layers, at most sums in another order."""
 REDUCED_TOLERANCE = 0.1
@@ -45,8 +47,8 @@ def load_model(path: Path) -> "keras.Model":
     quiet_tensorflow()
     import keras
 
-    if path.suffix.lower() == ".keras" and not zipfile.is_zipfile(path):
-        raise ArtifactError(f"{path}: damaged, or not saved by Keras 3 (no zip archive). Save the model again")
+    if path.suffix.lower() == ".keras":
+        _refuse_archive(path)
     try:
         with progress(f"load {path.name}"), swallowed_output():
             model = keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -55,6 +57,21 @@ def load_model(path: Path) -> "keras.Model":
     if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
         raise ArtifactError(f"{path}: {type(model).__name__} has no fixed inputs. Save it after its first call")
     return model
+
+
+def _refuse_archive(path: Path) -> None:
+    """Refuse what is no zip archive, or a bomb: Keras stores what it saves as it is, and allows 4 GB from nothing."""
+    from edgetl.backbones.hdf5 import MOST_UNPACKED  # it imports Keras
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise ArtifactError(
+            f"{path}: damaged, or not saved by Keras 3 (no zip archive). Save the model again"
+        ) from error
+    if unpacked > max(SMALL_BYTES, MOST_UNPACKED * path.stat().st_size):
+        raise ArtifactError(f"{path}: unpacks to far more than a model does; such a file is refused")
 
 
 def _reason(path: Path, error: str) -> str:
@@ -77,7 +94,7 @@ def _needing_code(path: Path) -> Iterator[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             waiting: list[Any] = [json.loads(archive.read("config.json"))]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except Exception:  # what a damaged archive or text raises differs by where it hurts
         return
     while waiting:
         part = waiting.pop()

@@ -122,7 +122,7 @@ def _settings(run: RunDir) -> dict[str, Any]:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise RunError(f"{path}: damaged (no JSON object). Restore it or run the recipe into a new --out")

@@ -162,7 +162,7 @@ class Remote:
             raise RemoteError(f"{self.link.host}: connection lost while {doing} ({reason}). Run the same command again")
         try:
             answer: dict[str, Any] = json.loads(told)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             raise RemoteError(
                 f"{self.link.host}: something else writes into the connection ({clipped(told)}). Look at what the "
                 "login there starts"

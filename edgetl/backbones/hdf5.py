@@ -22,7 +22,7 @@ import numpy as np  # noqa: E402
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 _INSIDE_KERAS = "model.weights.h5"
-_MOST_UNPACKED = 20
+MOST_UNPACKED = 20
 """Times the size of the file."""
 
 
@@ -86,7 +86,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     try:
         if path.suffix == ".keras":
             with zipfile.ZipFile(path) as archive:
-                if archive.getinfo(_INSIDE_KERAS).file_size > _MOST_UNPACKED * path.stat().st_size:
+                if archive.getinfo(_INSIDE_KERAS).file_size > MOST_UNPACKED * path.stat().st_size:
                     raise WeightsError(f"{path}: unpacks to far more than weights do; such a file is refused")
                 source: Any = io.BytesIO(archive.read(_INSIDE_KERAS))
         else:

@@ -11,6 +11,7 @@ storage as a little-endian int64 count and its raw elements.
 import io
 import math
 import pickle
+import reprlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,9 +66,9 @@ class _Tensor(NamedTuple):
 
 def _read(file: BinaryIO) -> dict[str, np.ndarray]:
     if (magic := _Plain(file).load()) != MAGIC:
-        _refuse(f"magic number {str(magic)[:40]}, expected {MAGIC:#x} (a legacy PyTorch file)")
+        _refuse(f"magic number {reprlib.repr(magic)}, expected {MAGIC:#x} (a legacy PyTorch file)")
     if (protocol := _Plain(file).load()) != PROTOCOL:
-        _refuse(f"protocol {str(protocol)[:40]}, expected {PROTOCOL}")
+        _refuse(f"protocol {reprlib.repr(protocol)}, expected {PROTOCOL}")
     system = _Plain(file).load()
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         _refuse("not written on a little-endian machine")
@@ -118,7 +119,7 @@ class _Checkpoint(_Plain):
             ):
                 storage = _Storage(key, dtype, count)
             case _:
-                _refuse(f"has a storage of unknown form: {str(pid)[:80]}")
+                _refuse(f"has a storage of unknown form: {reprlib.repr(pid)}")
         if self.storages.setdefault(key, storage) != storage:
             _refuse(f"declares storage {key} twice, differently")
         return storage

@@ -207,5 +207,5 @@ def _read(path: Path) -> Iterator[_Record]:
         for line in lines:
             try:
                 yield _Record(*json.loads(line))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 continue

@@ -15,6 +15,8 @@ Cell = str | tuple[str, ...]
 CSV_SUFFIXES = (".csv", ".tsv")
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 SUFFIXES = (*CSV_SUFFIXES, *JSON_SUFFIXES)
+MOST_COLUMNS = 1000
+"""Every row has a cell for every column: a small file of JSON Lines with a new key in each would fill all memory."""
 _DELIMITERS = ",;\t"
 _BOMS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -71,12 +73,13 @@ def _decoded(path: Path) -> str:
 
 
 def _read_csv(path: Path, text: str, one_of: Sequence[str]) -> Table:
-    header = {mark: _stripped(next(csv.reader([text.split("\n", 1)[0]], delimiter=mark))) for mark in _DELIMITERS}
+    header = {mark: _header(text, mark) for mark in _DELIMITERS}
     # Without any of the names the separator that gives most columns is the likeliest, for the message that follows.
     delimiter = max(_DELIMITERS, key=lambda mark: (not set(header[mark]).isdisjoint(one_of), len(header[mark])))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         columns = tuple(_stripped(next(reader)))
+        _refuse_wide(path, 1, len(columns))
         lines = ((reader.line_num, _stripped(row)) for row in reader)
         rows: list[tuple[int, list[Cell]]] = [(line, list(cells)) for line, cells in lines if any(cells)]
     except csv.Error as error:
@@ -93,12 +96,26 @@ def _read_csv(path: Path, text: str, one_of: Sequence[str]) -> Table:
     return Table(path, columns, rows)
 
 
+def _header(text: str, delimiter: str) -> list[str]:
+    """Cells of the first row; none where it can't be read, which the strict reader will say."""
+    try:
+        return _stripped(next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)))
+    except csv.Error:
+        return []
+
+
+def _refuse_wide(path: Path, line: int, columns: int) -> None:
+    if columns > MOST_COLUMNS:
+        raise DatasetError(f"{path}: line {line}: {columns} columns, at most {MOST_COLUMNS} can be. Leave some out")
+
+
 def _read_json_lines(path: Path, text: str) -> Table:
     columns: dict[str, int] = {}
     rows: list[tuple[int, list[Cell]]] = []
     for line, record in _objects(path, text):
         for key in record:
             columns.setdefault(key, len(columns))
+        _refuse_wide(path, line, len(columns))
         cells: list[Cell] = [""] * len(columns)
         for key, value in record.items():
             cells[columns[key]] = _cell(value)

@@ -30,6 +30,8 @@ _CALL = re.compile(r"([a-z]+)\s*\(\s*(.*?)\s*\)", re.DOTALL)
 _RANGES = {"uniform": (False, False), "loguniform": (False, True), "int": (True, False), "logint": (True, True)}
 """Form -> whether it is of whole numbers, whether it is drawn by its logarithm."""
 _SUFFIXES = (".yaml", ".yml", ".json")
+_MOST_CHARACTERS = 1 << 16
+"""Of a file: a page or two; deep nesting in a larger one takes YAML seconds."""
 _LIST = "|"
 """Between the values of a setting that is a list: hidden_units=choice(256,256|128)."""
 
@@ -134,11 +136,14 @@ def read(given: Sequence[str]) -> tuple[Knob, ...]:
 
 def _from_file(path: Path) -> list[Knob]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MOST_CHARACTERS + 1)
     except FileNotFoundError:
         raise ConfigError(f"--space {path}: no such file. Write name=form, or name a file that is there") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--space {path}: can't be read ({error})") from None
+    if len(text) > _MOST_CHARACTERS:
+        raise ConfigError(f"--space {path}: more than {_MOST_CHARACTERS} characters. Is it a search space?")
     found = _parsed_json(path, text) if path.suffix == ".json" else _parsed_yaml(path, text)
     if not isinstance(found, dict) or not found:
         raise ConfigError(f"--space {path}: a mapping from knobs to forms is needed, such as dropout: uniform(0,0.5)")
@@ -148,23 +153,40 @@ def _from_file(path: Path) -> list[Knob]:
         parts = [part for each in choices for part in (each if isinstance(each, list) else [each])]
         if not isinstance(name, str) or not all(isinstance(part, (str, int, float)) for part in parts):
             raise ConfigError(f"--space {path}: {name}: a form or a list of choices is needed: {FORMS}")
-        listed = f"choice({','.join(written(tuple(each) if isinstance(each, list) else each) for each in choices)})"
-        knobs.append(knob(name.replace("-", "_"), listed if isinstance(form, list) else str(form)))
+        try:
+            listed = ",".join(written(tuple(each) if isinstance(each, list) else each) for each in choices)
+        except ValueError as error:  # a whole number of thousands of digits
+            raise ConfigError(f"--space {path}: {name}: {error}") from None
+        knobs.append(knob(name.replace("-", "_"), f"choice({listed})" if isinstance(form, list) else listed))
     return knobs
 
 
 def _parsed_json(path: Path, text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"--space {path}: no JSON ({error})") from None
+
+
+def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a knob is there twice. Keep one")
+    return found
 
 
 def _parsed_yaml(path: Path, text: str) -> Any:
     import yaml
 
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        """Builds plain values alone, whatever a stranger's file asks for."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            _once([(key.value, value) for key, value in node.value if isinstance(key.value, str)])
+            return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
+
     try:
-        return yaml.safe_load(text)  # builds plain values alone, whatever a stranger's file asks for
+        return yaml.load(text, Loader)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--space {path}: no YAML ({' '.join(str(error).split())})") from None
 

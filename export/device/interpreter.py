@@ -181,7 +181,8 @@ class Model:
                 f"{self.where}: expected uint8 pixels {list(shape)} or {list(shape[1:])}. "
                 f"Received: {pixels.dtype} {list(pixels.shape)}"
             )
-        self._view()[...] = self.input.stored(pixels)  # casts to float32 in place
+        with _one_line_errors(self.where):  # a graph may write to its input, which has no memory then
+            self._view()[...] = self.input.stored(pixels)  # casts to float32 in place
 
     def invoke(self) -> None:
         """Run the graph on what `set_input` put there. Releases the interpreter lock of Python."""
@@ -192,7 +193,8 @@ class Model:
 
     def scores(self) -> Scores:
         """Return the output of the last `invoke`, float32 [n_outputs], dequantized."""
-        return self.output.real(self._interpreter.get_tensor(self._sink).ravel())
+        with _one_line_errors(self.where):  # nor may any operator write to the output
+            return self.output.real(self._interpreter.get_tensor(self._sink).ravel())
 
     def _only(self, details: list[dict[str, Any]], role: str) -> tuple[TensorInfo, int]:
         """Describe the only input or output; refuse another number of them, and any batch but a static 1."""
@@ -212,7 +214,8 @@ class Model:
         operators = getattr(self._interpreter, "_get_ops_details", None)  # private, and in every runtime since 2020
         if self.kernels != "xnnpack" or operators is None:
             return self.kernels
-        return "xnnpack" if any(each["op_name"] == "DELEGATE" for each in operators()) else "builtin"
+        with _one_line_errors(self.where):  # it decodes the names of all tensors
+            return "xnnpack" if any(each["op_name"] == "DELEGATE" for each in operators()) else "builtin"
 
     def _check_pixel_shift(self) -> None:
         """Refuse an int8 input unless the file itself says that it takes pixels - 128, and any other shift."""

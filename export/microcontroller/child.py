@@ -2,7 +2,7 @@
 
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -25,11 +25,20 @@ class Ended:
         return f"failed: {last.rstrip('.')}"
 
 
-def run(command: Sequence[str]) -> Ended:
+def run(
+    command: Sequence[str], *, patience_s: float | None = None, environment: Mapping[str, str] | None = None
+) -> Ended:
     """Run a program to its end; it is killed when this process is interrupted.
 
     Args:
         command: program and arguments, without a shell.
+        patience_s: it is killed after so many seconds; None waits for ever.
+        environment: its variables; None means those of this process.
+
+    Raises:
+        subprocess.TimeoutExpired: it was killed.
     """
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=False, timeout=patience_s, env=environment
+    )
     return Ended(done.returncode, done.stdout, done.stderr)

@@ -33,7 +33,6 @@ from photos import make_photo, make_photo_folder
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from edgetl.audit import exclusion
 from edgetl.rundir import RunDir
 
 pytestmark = pytest.mark.slow
