@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from guard import sitecustomize
 from photos import make_photo_folder
@@ -28,6 +29,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join([_GUARD, *filter(None, [os.environ.ge
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 # Read when Ray is imported: without it Ray talks to the address of a network card, and tests reach loopback alone.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+# A busy machine is no fault: the default takes 200 ms for an example to be one.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 # Children inherit an ignored signal: whoever starts the suite in the background would see Ctrl-C do nothing in them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
