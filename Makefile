@@ -10,9 +10,10 @@ RUN := runs/demo
 # ai-edge-quantizer, so it has an environment of its own; so does an old board's Python 3.9.
 CLIENTS := .venv-clients
 OLD := .venv-old
+PYTHONS := 3.11 3.12 3.13
 PROGRAMS := chromium sshd:openssh-server ssh:openssh-client adb g++ npm ps:procps
 
-.PHONY: demo test test-slow test-reliability test-clients test-clients-slow programs check format lock benchmarks families clean
+.PHONY: demo test test-pythons test-slow test-reliability test-clients test-clients-slow programs check format lock benchmarks families clean
 
 demo: $(READY)  ## photos -> trained, quantized, measured: one table
 	$(BIN)/python -m recipes.fine_tune --data elpv --backbone EfficientNetLite0 --augment symmetries --epochs 8 --out $(RUN)
@@ -23,6 +24,16 @@ demo: $(READY)  ## photos -> trained, quantized, measured: one table
 
 test: $(READY)  ## a process per core; a file's tests stay together, as they share what they made
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+test-pythons: $(READY)  ## the same on every Python that edgetl supports and that is here
+	@for version in $(PYTHONS); do \
+		if ! PYENV_VERSION=$$version $(UV) venv --quiet --clear --no-python-downloads --python $$version .venv-$$version; then \
+			echo "no Python $$version here: edgetl is not tested on it"; continue; \
+		fi; \
+		$(UV) pip install --quiet --python .venv-$$version --require-hashes -r requirements.lock && \
+		$(UV) pip install --quiet --python .venv-$$version --no-deps --no-build-isolation -e . && \
+		.venv-$$version/bin/python -m pytest -n auto --dist loadfile || exit; \
+	done
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not clients and not browser" --ignore tests/reliability
@@ -64,7 +75,7 @@ lock:  ## after a change of dependencies in pyproject.toml
 		requirements-old.in --output-file requirements-old.lock
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(OLD) build dist *.egg-info
+	rm -rf $(VENV) $(CLIENTS) $(OLD) $(PYTHONS:%=.venv-%) build dist *.egg-info
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v[:2] <= (3, 13))' || \

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import inspect
 import io
+import itertools
 import logging
 import os
 import re
@@ -133,6 +134,7 @@ def parse(config: type[C], argv: Sequence[str], *, prog: str) -> C:
     """
     import tyro
 
+    _refuse_empty_paths(config, argv, prog)
     captured = io.StringIO()
     note = "\n\nAlso: --quiet (no progress, no log), --debug (traceback on errors)."
     try:
@@ -190,6 +192,7 @@ def _os_advice(error: OSError) -> str:
         errno.ENOTDIR: "Check the path: a part of it is a file",
         errno.EEXIST: "Check the path: a file is there already",
         errno.EISDIR: "Check the path: it is a directory",
+        errno.ENAMETOOLONG: "Check the path: names have at most 255 bytes",
     }.get(error.errno or 0, "--debug shows where")
 
 
@@ -201,8 +204,24 @@ def _one_line(box: str) -> str:
     return "; ".join(text.rstrip(".:") for text in keep) or "cannot parse the command line"
 
 
+def _refuse_empty_paths(config: type, argv: Sequence[str], prog: str) -> None:
+    """Refuse '' for a path, what an unset shell variable gives: it would mean the folder that one happens to be in."""
+    paths = {_option(field) for field in dataclasses.fields(config) if "Path" in str(field.type)}
+    for word, value in itertools.zip_longest(argv, argv[1:]):
+        option, _, attached = word.replace("_", "-").partition("=")
+        if option in paths and (value if "=" not in word else attached) == "":
+            raise ConfigError(f"{option} '': a path is needed, . for the current folder. See {prog} --help")
+
+
+def _option(field: "dataclasses.Field[Any]") -> str:
+    return f"--{field.name.replace('_', '-')}"
+
+
 def _nearest_options(config: type, argv: Sequence[str]) -> str:
-    names = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(config)]
+    from tyro.conf import Fixed
+
+    # A subclass fixes what its recipe has no use for.
+    names = [_option(f) for f in dataclasses.fields(config) if Fixed not in getattr(f.type, "__metadata__", ())]
     given = [word.split("=")[0] for word in argv if word.startswith("--")]
     unknown = [name for name in given if name.replace("_", "-") not in names]
     near = [match for name in unknown for match in difflib.get_close_matches(name, names, n=1)]

@@ -148,11 +148,11 @@ def _undated(path: Path, file: BinaryIO) -> None:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """A full disk is reported without the file's name, where a write fails and not an open: add it."""
+    """Report what the disk says under the file's own name: a full one names none, others the temporary file."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        error.filename = str(path)
         raise
 
 
@@ -320,15 +320,28 @@ def read_json(kind: type[T], path: Path) -> T:
         RunError: it is missing, damaged, or of another version of its schema.
     """
     try:
-        found = from_json(kind, _unsealed(path.read_bytes(), path), source=str(path))
+        content = _unsealed(path.read_bytes(), path)
+        _refuse_other_schema(kind, path, content)
+        return from_json(kind, content, source=str(path))
     except FileNotFoundError:
         raise RunError(f"{path}: missing. Run the command that writes it again") from None
     except ConfigError as error:
         raise RunError(f"{error}. The file is damaged or from another version; make it again") from None
-    version, ours = getattr(found, "schema_version", None), getattr(kind, "schema_version", None)
-    if version != ours:  # the same fields may have meant something else
-        raise RunError(f"{path}: schema_version {version}, this edgetl reads {ours}. Make the file again")
-    return found
+
+
+def _refuse_other_schema(kind: type, path: Path, content: bytes) -> None:
+    """Say which version a file is of before its fields are looked at: the same ones may have meant something else."""
+    ours = getattr(kind, "schema_version", None)
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):  # damaged: `from_json` says how
+        return
+    # What has no version as it is written has today's by default, like a settings file.
+    version = found.get("schema_version", ours) if isinstance(found, dict) else ours
+    if version != ours:
+        newer = isinstance(version, int) and isinstance(ours, int) and version > ours
+        advice = "Use a newer edgetl, or make the file again" if newer else "Make the file again"
+        raise RunError(f"{path}: schema_version {version!r:.20}, this edgetl reads {ours}. {advice}")
 
 
 def open_run(path: str | Path) -> RunDir:

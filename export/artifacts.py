@@ -16,6 +16,10 @@ from export.device.errors import DeviceError
 if TYPE_CHECKING:
     from export.device.interpreter import Kernels, Model, Pool
 
+FINEST_SOFTMAX = 2.0**-26
+"""The reference kernel of a softmax counts its input in fixed point with 26 bits behind the point, and ends the process
+where a step is no more than the last of them."""
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -124,12 +128,27 @@ def open_artifact(path: Path, *, threads: int = 1, kernels: "Kernels" = "xnnpack
         kernels: see `export.device.interpreter.Model`.
 
     Raises:
-        ArtifactError: the file is missing, damaged, or breaks the input contract.
+        ArtifactError: the file is missing, damaged, or breaks the input contract; or these kernels can't compute it.
     """
     with device_errors():
         from export.device.interpreter import Model
 
+        if kernels == "reference":
+            _refuse_flat_scores(path)
         return Model(path, threads=threads, kernels=kernels)
+
+
+def _refuse_flat_scores(path: Path) -> None:
+    """Refuse a softmax whose input has steps so small that the reference kernels, a microcontroller's, abort."""
+    from export.flatbuffer import operators
+
+    for op in operators(path.read_bytes()):
+        steps = op.inputs[0].scale if op.name == "SOFTMAX" else ()
+        if any(step <= FINEST_SOFTMAX for step in steps):
+            raise ArtifactError(
+                f"{path}: gives every photo the same scores (steps of {steps[0]:.1e} in front of the softmax), which "
+                "reference kernels can't compute. Train the model anew: it tells nothing apart"
+            )
 
 
 def open_pool(model: bytes | Path, size: int, *, kernels: "Kernels" = "xnnpack") -> "Pool":

@@ -149,6 +149,8 @@ def _check(config: Config) -> None:
         raise ArtifactError(f"{config.target}: no such run or file. Give a run directory or a .tflite file")
     if config.target.is_dir() and config.json:
         raise ConfigError("--json is for a single file; reports on a run are written beside its artifacts")
+    if config.json and (config.json.is_dir() or not config.json.absolute().parent.is_dir()):
+        raise ConfigError(f"--json {config.json}: not a place for a file. Name a file in a folder that is there")
     if config.schemes and not config.target.is_dir():
         raise ConfigError("--schemes chooses among a run's artifacts; give the run directory, or leave it out")
 

@@ -123,6 +123,7 @@ def main(config: Config) -> Deployed:
     if config.adb:
         return _over_adb(config, run, artifact, folder / bundle.model)
     link = Link(config.ssh, config.port, config.identity, config.ssh_config, config.python)
+    link.check()
     destination = device_folder(run, config.name or link.name, config.scheme)
     with connected(link) as remote:
         reports = _over_ssh(remote, config, folder, bundle)
@@ -139,6 +140,9 @@ def _check(config: Config) -> None:
     if wrong:
         mode, other = ("--adb", "--ssh") if config.adb else ("--ssh", "--adb")
         raise ConfigError(f"--{wrong[0].replace('_', '-')} goes with {other}, not with {mode}. Leave it out")
+    for name in ("python", "remote_dir"):
+        if not getattr(config, name).strip():
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)!r}: is empty. Leave it out")
     if config.port is not None and not 1 <= config.port <= 65535:
         raise ConfigError(f"--port {config.port}: expected 1 to 65535")
     if any(number < 1 for number in config.threads):

@@ -79,8 +79,8 @@ class Link:
         host = self.host.rpartition("@")[2]
         return f"{host}-{self.port}" if host and self.port not in (None, 22) else host
 
-    def arguments(self) -> list[str]:
-        """The command that starts the agent there.
+    def check(self) -> None:
+        """Refuse what can't work, before anything is named after the host.
 
         Raises:
             ConfigError: a setting that ssh can't or must not see.
@@ -90,6 +90,14 @@ class Link:
         for option, path in (("--identity", self.identity), ("--ssh-config", self.config)):
             if path and not path.expanduser().is_file():
                 raise ConfigError(f"{option} {path}: no such file")
+
+    def arguments(self) -> list[str]:
+        """The command that starts the agent there.
+
+        Raises:
+            ConfigError: see `check`.
+        """
+        self.check()
         options = [word for name, value in OPTIONS.items() for word in ("-o", f"{name}={value}")]
         options += ["-F", str(self.config.expanduser())] if self.config else []
         options += ["-p", str(self.port)] if self.port is not None else []

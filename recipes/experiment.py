@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import keras
     from numpy.typing import NDArray
 
+LARGEST_SIDE = 4096
+"""Of a photo as the model sees it, pixels: activations take gigabytes from there on."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -97,6 +100,8 @@ def check_common(config: Experiment) -> None:
     for name, number in [("image-size", config.image_size), ("workers", config.workers)]:
         if number < 0:
             raise ConfigError(f"--{name} {number}: must not be negative; 0 chooses by itself")
+    if config.image_size > LARGEST_SIDE:  # TensorFlow ends the process when it can't count the pixels
+        raise ConfigError(f"--image-size {config.image_size}: must be at most {LARGEST_SIDE} pixels")
 
 
 def check_share(name: str, fraction: float) -> None:

@@ -92,8 +92,9 @@ def main(config: Config) -> Search:
     plan = planned(config, base)
     examples = experiment.load_examples(config)
     with rundir.writing(config.out, RECIPE, config) as run:
-        plan = settled(config, plan, run)
         shared, splits = prepared(config, base, plan, examples, run)
+        # From here on the directory belongs to these settings: nothing above may write into it.
+        shared = dataclasses.replace(shared, plan=settled(config, plan, run))
         shapes = shapes_of(config, base, splits.train, run) if needed(config) else None
         study = explored(run, shared, shapes, count=config.trials, ray=config.ray, processes=config.processes)
         refuse_none(study, limits_of(config))

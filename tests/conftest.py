@@ -1,15 +1,15 @@
 """What all tests share: caches of their own, no network, and one finished run."""
 
-import ipaddress
 import os
 import shutil
 import signal
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+from guard import sitecustomize
 from photos import make_photo_folder
 
 from edgetl.locks import alone
@@ -20,63 +20,34 @@ _HOME = tempfile.mkdtemp(prefix="edgetl-tests-")
 # At import, before a test module imports Keras, which reads and writes its home then.
 os.environ["EDGETL_CACHE"] = f"{_HOME}/edgetl"
 os.environ["KERAS_HOME"] = f"{_HOME}/keras"
+# Only this machine can be reached, from here on and in the Pythons that tests start.
+_ATTEMPTS = Path(_HOME, "attempts.txt")
+os.environ[sitecustomize.NOTES] = str(_ATTEMPTS)
+_GUARD = str(Path(__file__).parent / "guard")
+os.environ["PYTHONPATH"] = os.pathsep.join([_GUARD, *filter(None, [os.environ.get("PYTHONPATH")])])
 # As `edgetl.console.quiet_tensorflow` does: a test module that imports Keras first would leave it to the processor, and
 # the commands that tests start would then sum in another order than this process.
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 # Read when Ray is imported: without it Ray talks to the address of a network card, and tests reach loopback alone.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+# A busy machine is no fault: the default takes 200 ms for an example to be one.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 # Children inherit an ignored signal: whoever starts the suite in the background would see Ctrl-C do nothing in them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-_real_connect = socket.socket.connect
-_attempts: list[str] = []
 
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
-def _is_local(family: int, address: object) -> bool:
-    if family == socket.AF_UNIX:
-        return True
-    host = address[0] if isinstance(address, tuple) else address
-    try:
-        return host == "localhost" or ipaddress.ip_address(str(host)).is_loopback
-    except ValueError:
-        return False
-
-
-def _guarded_connect(self: socket.socket, address: object) -> object:
-    if not _is_local(self.family, address):
-        _attempts.append(f"connect {address}")
-        raise ConnectionRefusedError(f"tests have no network: {address}")
-    return _real_connect(self, address)
-
-
-_real_getaddrinfo = socket.getaddrinfo
-
-
-def _guarded_getaddrinfo(host: object, *args: object, **keywords: object) -> object:
-    if host is not None and not _is_local(socket.AF_INET, (host,)):
-        _attempts.append(f"look up {host}")
-        raise socket.gaierror(f"tests have no network: {host}")
-    return _real_getaddrinfo(host, *args, **keywords)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def no_network() -> Iterator[None]:
-    """Only this machine can be reached."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(socket.socket, "connect", _guarded_connect)
-        patch.setattr(socket, "getaddrinfo", _guarded_getaddrinfo)
-        yield
-
-
 @pytest.fixture(autouse=True)
-def reached_for_the_network() -> Iterator[list[str]]:
-    """Fails a test that tried, even where the code under test swallowed the refusal."""
-    _attempts.clear()
-    yield _attempts
-    assert not _attempts, f"the test reached for the network: {_attempts}"
+def reached_for_the_network() -> Iterator[None]:
+    """Fails a test that tried, itself or in a process it started, even where the refusal was swallowed."""
+    yield
+    attempts = _ATTEMPTS.read_text().splitlines() if _ATTEMPTS.exists() else []
+    _ATTEMPTS.unlink(missing_ok=True)
+    assert not attempts, f"the test reached for the network: {attempts}"
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,12 @@
 """Wrong invocations of every command: status 2, one line that says what, where and what next, nothing half-done."""
 
+import contextlib
+import ctypes
 import dataclasses
 import errno
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from edgetl import rundir
 from edgetl.config import command
 from edgetl.console import log
 from edgetl.rundir import RunDir
+from export.device import cli as device
 from recipes import cli, experiment
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +45,10 @@ MODULES = {
     "report": "export.report",
     "backbones": "edgetl.backbones.__main__",
 }
+UNLISTED = {"families": "export.families"}
+"""For who maintains edgetl; the console script does not have it."""
+DEVICE = "edgetl-device.pyz"
+GOLDEN = ROOT / "tests/golden/schema2"
 TINY = ["--backbone", "MobileNetV3Small", "--weights", "none", "--image-size", "32"]
 
 
@@ -52,10 +60,12 @@ def log_as_before() -> Iterator[None]:
 
 
 def module(name: str) -> ModuleType:
-    return importlib.import_module(MODULES[name])
+    return importlib.import_module((MODULES | UNLISTED)[name])
 
 
 def run(name: str, *arguments: object) -> int:
+    if name == DEVICE:
+        return device.main([str(each) for each in arguments if each != "--quiet"])
     found = module(name)
     return command(found.main, found.Config, prog=name, show=found.show, argv=[str(each) for each in arguments])
 
@@ -63,6 +73,10 @@ def run(name: str, *arguments: object) -> int:
 def snapshot(folder: Path) -> dict[str, bytes]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def folders(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_dir()}
 
 
 # --- cases: (command, what to prepare in a folder -> arguments, parts of the line) ----------------------------------
@@ -83,11 +97,11 @@ def empty(here: Path) -> Path:
     return here / "photos"
 
 
-def on_run(*options: str, damage: Callable[[Path], object] = lambda copy: None) -> Prepare:
-    """Use a copy of the finished run, after doing something to it."""
+def on_run(*options: str, damage: Callable[[Path], object] = lambda copy: None, source: Path | None = None) -> Prepare:
+    """Use a copy of the finished run, or of another one, after doing something to it."""
 
     def prepare(here: Path, run: RunDir) -> list[object]:
-        shutil.copytree(run.path, here / "run")
+        shutil.copytree(source or run.path, here / "run")
         damage(here / "run")
         return [here / "run", *options]
 
@@ -390,14 +404,479 @@ CASES: dict[str, tuple[str, Prepare, list[str]]] = {
 }
 
 
+# --- the same mistakes everywhere -----------------------------------------------------------------------------------
+
+RECIPES = ("recipe", "audit", "choose", "search", "cross-validate")
+"""All that take photos, fine-tuning aside, which has a table of its own."""
+
+
+def photos_and(*options: object, **files: bytes) -> Prepare:
+    """Two classes of photos, files beside them, and options in which {here} is the folder of all that."""
+
+    def prepare(here: Path, run: RunDir) -> list[object]:
+        for name, content in files.items():
+            (here / name.replace("_", ".")).write_bytes(content)
+        photos = make_photo_folder(here / "photos", {"cat": 5, "dog": 5}, size=(16, 12))
+        given = [str(option).replace("{here}", str(here)) for option in options]
+        return [*([] if "--data" in given else ["--data", photos]), "--out", here / "out", *given]
+
+    return prepare
+
+
+def with_out(make: Callable[[Path], object]) -> Prepare:
+    """Something lies already where the results should go."""
+
+    def prepare(here: Path, run: RunDir) -> list[object]:
+        make(here / "out")
+        return photos_and()(here, run)
+
+    return prepare
+
+
+def filled(out: Path) -> None:
+    out.mkdir()
+    (out / "mine.txt").write_text("x")
+
+
+LISTS = "Name the exclude.csv that recipes.audit wrote"
+EVERYWHERE: dict[str, tuple[Prepare, list[str]]] = {
+    "typo": (at_once("--sead", "1"), ["--sead", "Did you mean --seed?", "--help"]),
+    "stray word": (at_once("stray"), ["Unrecognized options: stray", "--help"]),
+    "no value": (at_once("--cache"), ["Missing value for argument '--cache'", "--help"]),
+    "empty data": (words("--data", "", "--out", "o"), ["'': no such folder or data set", "Give a folder"]),
+    "empty out": (words("--data", "d", "--out", ""), ["--out '': a path is needed", ". for the current folder"]),
+    "lines in a path": (words("--data", "a\nb", "--out", "o"), [r"'a\nb': no such folder or data set"]),
+    "other letters": (words("--data", "фото ✓", "--out", "o"), ["'фото ✓': no such folder or data set"]),
+    "no UTF-8": (words("--data", "a\udcff", "--out", "o"), [r"'a\udcff': no such folder or data set"]),
+    "long name": (words("--data", "x" * 300, "--out", "o"), ["xxx: File name too long. Check the path"]),
+    "seed -1": (at_once("--seed", "-1"), ["--seed -1: must be between 0 and 4294967295"]),
+    "seed of 33 bits": (at_once("--seed", "4294967296"), ["--seed 4294967296: must be between 0"]),
+    "seed 1e3": (at_once("--seed", "1e3"), ["--seed", "'1e3'", "--help"]),
+    "seed of 5,000 digits": (at_once("--seed", "9" * 5000), ["--seed", "4300 digits", "--help"]),
+    "size -1": (at_once("--image-size", "-1"), ["--image-size -1: must not be negative; 0 chooses"]),
+    "size of a poster": (at_once("--image-size", "1000000"), ["--image-size 1000000: must be at most 4096 pixels"]),
+    "workers -1": (at_once("--workers", "-1"), ["--workers -1: must not be negative"]),
+    "ray": (at_once("--ray", "ftp://x"), ["--ray ftp://x: not an address", "host:port"]),
+    "task": (at_once("--task", "clasification"), ["--task", "'clasification'", "'classification'", "--help"]),
+    "label of a folder": (photos_and("--label", "x"), ["--label can't be followed", "Leave them out"]),
+    "targets of a folder": (photos_and("--targets", "x"), ["--targets can't be followed", "Leave them out"]),
+    "group of a folder": (photos_and("--group", "nope"), ["no column nope for --group", "Name one of them"]),
+    "order of other classes": (
+        photos_and("--class-order", "cat", "owl", "--task", "ordinal"),
+        ["--class-order is cat, owl; the classes are cat, dog", "Name each of them once"],
+    ),
+    "folder of numbers": (photos_and("--task", "regression"), ["gives no --task regression", "Write a table"]),
+    "no such list": (photos_and("--exclude", "gone.csv"), ["--exclude gone.csv: No such file", LISTS]),
+    "a folder for a list": (photos_and("--exclude", "{here}"), ["--exclude ", "Is a directory", LISTS]),
+    "an empty list": (photos_and("--exclude", "{here}/l.csv", l_csv=b""), ["l.csv: line 1 has columns (none)"]),
+    "list of other columns": (
+        photos_and("--exclude", "{here}/l.csv", l_csv=b"a,b\n1,2\n"),
+        ["l.csv: line 1 has columns a,b, expected id,action"],
+    ),
+    "list of other photos": (
+        photos_and("--exclude", "{here}/l.csv", l_csv=b"id,action\nnope.jpg,exclude\n"),
+        ["l.csv: line 2: ", "has no photo 'nope.jpg'", "Correct or remove the line"],
+    ),
+    "list with another verb": (
+        photos_and("--exclude", "{here}/l.csv", l_csv=b"id,action\ncat/0000.jpg,drop\n"),
+        ["l.csv: line 2: ", "drop", "exclude"],
+    ),
+    "list of bytes": (photos_and("--exclude", "{here}/l.csv", l_csv=b"\xff\xfe\0\1"), ["l.csv: not UTF-8 text", LISTS]),
+    "an empty table": (photos_and("--data", "{here}/t.csv", t_csv=b""), ["t.csv: empty. Write a row for each"]),
+    "table without rows": (photos_and("--data", "{here}/t.csv", t_csv=b"path,label\n"), ["t.csv: no row below"]),
+    "table without labels": (
+        photos_and("--data", "{here}/t.csv", t_csv=b"a,b\n1,2\n"),
+        ["t.csv: no column label, labels or target. It has a, b", "name it by --label or --targets"],
+    ),
+    "table without paths": (
+        photos_and("--data", "{here}/t.csv", t_csv=b"image,label\nx,y\n"),
+        ["t.csv: no column path", "It has image, label. Rename one or add it"],
+    ),
+    "table of bytes": (photos_and("--data", "{here}/t.csv", t_csv=b"\xff\xfe\0\1\n"), ["t.csv: UTF-16 or binary"]),
+    "lines of no JSON": (photos_and("--data", "{here}/t.jsonl", t_jsonl=b"{\n"), ["t.jsonl: line 1: no JSON"]),
+    "an archive": (photos_and("--data", "{here}/t.zip", t_zip=b"PK"), ["t.zip: a file, need a folder", "Unpack it"]),
+    "tfds without a name": (words("--data", "tfds:", "--out", "o"), ["tfds:: no name of a data set", "tfds:mnist"]),
+    "a password in a URL": (
+        words("--data", "http://user:secret@127.0.0.1:1/x", "--out", "o"),
+        ["http://...: a password, a key or a query in the URL", "Leave it out"],
+    ),
+    "a server that is not there": (
+        words("--data", "ftp://127.0.0.1:9/x/", "--out", "o"),
+        ["ftp://127.0.0.1:9/x/: can't be read", "Connection refused", "Check the network"],
+    ),
+    "out is full": (with_out(filled), ["out: not empty and not a", "Choose another"]),
+    "out is a file": (with_out(lambda out: out.write_text("x")), ["out: "]),
+    "out among the photos": (
+        photos_and("--out", "{here}/photos/out"),
+        ["photos/out: lies in the data and would be taken for a class", "Choose another run directory"],
+    ),
+}
+"""Wrong for all of them."""
+AUDITING: dict[str, tuple[Prepare, list[str]]] = {
+    "fixed share": (at_once("--validation-fraction", "0.1"), ["Unrecognized options: --validation-fraction", "--help"]),
+    "width": (at_once("--width", "7"), ["EfficientNetLite0: there is no width 7 of it", "Leave it out; several have"]),
+    "backbone": (at_once("--backbone", "MobilNetV2"), ["'MobilNetV2' is unknown", "Did you mean MobileNetV2"]),
+    "no backbone": (photos_and("--backbone", ""), ["backbone '' is unknown", "edgetl backbones"]),
+    "folder for weights": (photos_and("--weights", "{here}"), ["weights ", "expected imagenet, none, or a file"]),
+    "file for a cache": (photos_and("--cache", "{here}/c.x", c_x=b""), ["c.x/", "Not a directory. Check the path"]),
+    "features": (at_once("--features", "few"), ["few", "--help"]),
+}
+CHOOSING: dict[str, tuple[Prepare, list[str]]] = {
+    "small sample": (at_once("--sample", "5"), ["--sample 5: must be at least 10"]),
+    "negative sample": (at_once("--sample", "-1"), ["--sample -1: must be at least 10"]),
+    "no run": (at_once("--runs", "0"), ["--runs 0: must be at least 1"]),
+    "no name": (at_once("--backbones", ","), ["--backbones ',': no name", "edge, or all"]),
+    "misspelt": (at_once("--backbones", "MobilNetV2"), ["'MobilNetV2' is unknown", "Did you mean MobileNetV2"]),
+    "group and name": (at_once("--backbones", "edge,MobileNetV2"), ["backbone 'edge' is unknown"]),
+    "one backbone": (at_once("--backbone", "MobileNetV2"), ["--backbone", "Did you mean --backbones?"]),
+    "one fold": (photos_and("--folds", "1"), ["--folds 1: need at least 2, such as 5"]),
+    "more folds than photos": (photos_and("--folds", "50"), ["10 examples, fewer than --folds 50", "Lower it"]),
+    "too small": (
+        photos_and("--backbones", "MobileNetV3Small", "--weights", "none", "--image-size", "8"),
+        ["MobileNetV3Small: 8x8 pixels are too few, the minimum is 32x32"],
+    ),
+    "nothing": (words(), ["--data", "--out", "--help"]),
+}
+FOLDING: dict[str, tuple[Prepare, list[str]]] = {
+    "one fold": (photos_and("--folds", "1"), ["--folds 1: need at least 2, such as 5"]),
+    "negative folds": (photos_and("--folds", "-2"), ["--folds -2: need at least 2"]),
+    "more folds than photos": (photos_and("--folds", "50"), ["10 examples, fewer than --folds 50", "Lower it"]),
+    "rubbish": (at_once("--folds", "few"), ["--folds", "'few'", "--help"]),
+    "processes": (at_once("--processes", "-1"), ["--processes -1: must not be negative; 0 takes one per core"]),
+    "recipe": (at_once("--recipe", "fine-tune"), ["'fine-tune'", "'fine_tune'", "--help"]),
+    "option of the other recipe": (at_once("--thaw", "2"), ["--thaw: works with --recipe fine_tune"]),
+    "resume nothing": (
+        at_once("--resume", "--recipe", "fine_tune"),
+        ["--resume: o holds no folds to go on with", "Leave it out"],
+    ),
+    "no epoch": (at_once("--epochs", "0", "--recipe", "fine_tune"), ["--epochs 0: must be at least 1"]),
+    "infinite rate": (at_once("--head-lr", "1e999"), ["--head-lr inf: must be positive, such as"]),
+    "infinite share": (photos_and("--validation-fraction", "1e999"), ["validation_fraction=inf", "below 1"]),
+    "share of tests": (at_once("--test-fraction", "0.2"), ["Unrecognized options: --test-fraction", "--help"]),
+    "nothing": (words(), ["--data", "--out", "--help"]),
+}
+
+
+def teach(*options: str) -> Prepare:
+    return words("--teacher", "t", "--out", "o", *options)
+
+
+def taught(*options: object, damage: Callable[[Path], object] = lambda copy: None, out: str = "out") -> Prepare:
+    """By a copy of the golden run; {here} is the folder of all that."""
+
+    def prepare(here: Path, run: RunDir) -> list[object]:
+        shutil.copytree(GOLDEN / "run", here / "run")
+        damage(here / "run")
+        (here / "empty").mkdir()
+        student = ["--student", *TINY[1:]]
+        given = [str(option).replace("{here}", str(here)) for option in options]
+        return ["--teacher", here / "run", "--out", here / out, *student, *given]
+
+    return prepare
+
+
+DISTILLING: dict[str, tuple[Prepare, list[str]]] = {
+    "cold": (teach("--temperature", "0"), ["--temperature 0.0: must be positive, such as 4"]),
+    "minus nothing": (teach("--temperature", "-0"), ["--temperature -0.0: must be positive"]),
+    "hot": (teach("--temperature", "1e999"), ["--temperature inf: must be positive"]),
+    "more than all": (teach("--label-weight", "2"), ["--label-weight 2.0: a share from 0 to 1"]),
+    "no number": (teach("--label-weight", "nan"), ["--label-weight nan: a share from 0 to 1"]),
+    "hints": (teach("--hint-weight", "-1"), ["--hint-weight -1.0: must not be negative; 0 is off"]),
+    "labels alone": (
+        teach("--unlabelled", "u", "--label-weight", "1"),
+        ["--label-weight 1: leaves nothing to learn from --unlabelled"],
+    ),
+    "photos of no class": (
+        teach("--unlabelled", "u", "--class-balance", "sampling"),
+        ["--class-balance sampling: --unlabelled photos have no class"],
+    ),
+    "no view": (teach("--views", "0"), ["--views 0: ", "Choose at least 1, or -1"]),
+    "student": (teach("--student", "MobilNetV2"), ["'MobilNetV2' is unknown", "Did you mean MobileNetV2"]),
+    "no student": (teach("--student", ""), ["backbone '' is unknown"]),
+    "settled": (teach("--test-fraction", "0.3"), ["Unrecognized options: --test-fraction", "--help"]),
+    "resume nothing": (teach("--resume"), ["--resume: o holds no run", "Leave it out"]),
+    "typo": (teach("--techer", "x"), ["--techer", "Did you mean --teacher?"]),
+    "no epoch": (teach("--epochs", "0"), ["--epochs 0: must be at least 1"]),
+    "no teacher": (teach(), ["t: no such run directory", "python -m recipes"]),
+    "no teacher named": (words("--out", "o"), ["Missing", "--teacher", "--help"]),
+    "no place": (words("--teacher", "t"), ["Missing", "--out", "--help"]),
+    "empty teacher": (words("--teacher", "", "--out", "o"), ["--teacher '': a path is needed"]),
+    "teacher no run": (lambda here, run: ["--teacher", here, "--out", here / "out"], ["not a run directory"]),
+    "teacher unfinished": (taught(damage=remove(rundir.MANIFEST)), ["unfinished run", "same settings"]),
+    "teacher changed": (taught(damage=spoil(rundir.MODEL)), ["model.keras: changed", "run the recipe anew"]),
+    "own teacher": (taught(out="run"), ["run: is the teacher", "Choose another --out"]),
+    "photos gone": (taught(), ["edgetl-golden/photos': no such folder", "Give a folder"]),
+    "other photos": (taught("--data", "{here}/empty"), ["empty/", "missing now", "Put the photo(s) back"]),
+    "unlabelled gone": (
+        taught("--data", GOLDEN / "photos", "--unlabelled", "nowhere"),
+        ["--unlabelled nowhere: no such folder", "leave it out"],
+    ),
+    "unlabelled empty": (
+        taught("--data", GOLDEN / "photos", "--unlabelled", "{here}/empty"),
+        ["--unlabelled ", "no photo in it"],
+    ),
+    "unlabelled a file": (
+        taught("--data", GOLDEN / "photos", "--unlabelled", "{here}/run/config.json"),
+        ["--unlabelled ", "config.json: no such folder"],
+    ),
+}
+OF_A_RUN: dict[str, tuple[Prepare, list[str]]] = {
+    "no run": (missing(), ["gone: no such run directory", "python -m recipes"]),
+    "no run given": (words(), ["Missing", "PATH", "--help"]),
+    "not a run": (lambda here, run: [here], ["not a run directory", "--out of a recipe"]),
+    "a file": (lambda here, run: [GOLDEN / "run/config.json"], ["config.json: no such run directory"]),
+    "no name": (words(""), [".: not a run directory", "--out of a recipe"]),
+    "lines in a path": (words("a\nb"), ["a b: no such run directory"]),
+    "long name": (words("x" * 300), ["x"]),
+    "unfinished": (on_run(damage=remove(rundir.MANIFEST), source=GOLDEN / "run"), ["unfinished", "same settings"]),
+    "model changed": (on_run(damage=spoil(rundir.MODEL), source=GOLDEN / "run"), ["model.keras: changed", "anew"]),
+    "manifest": (on_run(damage=spoil(rundir.MANIFEST), source=GOLDEN / "run"), ["manifest.json", "damaged"]),
+    "another version": (
+        on_run(damage=spoil(rundir.MANIFEST, b'{"schema_version": 99}'), source=GOLDEN / "run"),
+        ["manifest.json: schema_version 99, this edgetl reads 2. Use a newer edgetl"],
+    ),
+    "two runs": (on_run("another", source=GOLDEN / "run"), ["Unrecognized options: another", "--help"]),
+    "typo": (on_run("--sceme", "int8", source=GOLDEN / "run"), ["--sceme", "--scheme", "--help"]),
+}
+"""Wrong for each command on a run; the older ones have some of these already."""
+
+
+def to_a_device(prepare: Prepare) -> Prepare:
+    return lambda here, run: [*prepare(here, run), "--ssh", "pi@127.0.0.1"]
+
+
+def on_golden(*options: object, damage: Callable[[Path], object] = lambda copy: None) -> Prepare:
+    """The golden run is small; its photos have moved. {here} is the folder of its copy."""
+
+    def prepare(here: Path, run: RunDir) -> list[object]:
+        words_ = on_run(*map(str, options), damage=damage, source=GOLDEN / "run")(here, run)
+        return [str(word).replace("{here}", str(here)) for word in words_]
+
+    return prepare
+
+
+BUNDLING: dict[str, tuple[Prepare, list[str]]] = {
+    "scheme": (on_golden("--scheme", "int7"), ["unknown scheme 'int7'", "Choose from"]),
+    "no scheme": (on_golden("--scheme", ""), ["unknown scheme ''", "Choose from"]),
+    "not made": (on_golden("--scheme", "int16x8"), ["no artifact int16x8", "There: float32, int8", "export.convert"]),
+    "no photo": (on_golden("--photos", "0"), ["--photos 0: give at least 1"]),
+    "rubbish": (on_golden("--photos", "many"), ["--photos", "'many'", "--help"]),
+    "target": (on_golden("--target", "mcus"), ["'mcus'", "'mcu', 'ethos-u'", "--help"]),
+    "accelerator": (on_golden("--accelerators", "ethos-u55-64"), ["--accelerators", "go with --target ethos-u"]),
+    "cpu": (on_golden("--allow-cpu"), ["--allow-cpu go with --target ethos-u"]),
+    "photos gone": (on_golden(), ["edgetl-golden/photos': no such folder", "Give a folder"]),
+    "other photos": (on_golden("--data", "{here}/run"), ["run/", "missing now", "Put the photo(s) back"]),
+    "not evaluated": (
+        on_golden(damage=remove("export/evaluation.json")),
+        ["not evaluated yet. Run python -m export.evaluate"],
+    ),
+    "spoilt": (on_golden(damage=spoil("export/int8.tflite")), ["int8.tflite: not the file that int8.json describes"]),
+    "no artifacts": (on_golden(damage=lambda copy: shutil.rmtree(copy / "export")), ["no artifacts", "export.convert"]),
+    "over the run": (on_golden("--out", "{here}/run"), ["run: not empty and not a bundle", "Choose another --out"]),
+    "over artifacts": (on_golden("--out", "{here}/run/export"), ["export: not empty and not a bundle"]),
+    "over a file": (on_golden("--out", "{here}/run/config.json"), ["config.json: is a file. Choose another --out"]),
+    "empty out": (on_golden("--out", ""), ["--out '': a path is needed"]),
+}
+DEPLOYING: dict[str, tuple[Prepare, list[str]]] = {
+    what: (on_golden(*options), parts)
+    for what, options, parts in (
+        ("no device", (), ["name one device: --ssh user@host, or --adb"]),
+        ("two devices", ("--ssh", "a@b", "--adb"), ["name one device: --ssh user@host, or --adb"]),
+        ("nothing that measures", ("--adb",), ["--adb needs --benchmark-model FILE"]),
+        ("port 0", ("--ssh", "h", "--port", "0"), ["--port 0: expected 1 to 65535"]),
+        ("port 70000", ("--ssh", "h", "--port", "70000"), ["--port 70000: expected 1 to 65535"]),
+        ("port by name", ("--ssh", "h", "--port", "ssh"), ["--port", "'ssh'", "--help"]),
+        ("no thread", ("--ssh", "h", "--threads", "0"), ["--threads 0: must be at least 1"]),
+        ("no wheels", ("--ssh", "h", "--wheels", "nowhere"), ["--wheels nowhere: no .whl files there"]),
+        ("serial", ("--ssh", "h", "--serial", "x"), ["--serial goes with --adb, not with --ssh"]),
+        ("clean", ("--adb", "--benchmark-model", "x", "--clean"), ["--clean goes with --ssh, not with --adb"]),
+        ("benchmark_model", ("--adb", "--benchmark-model", "nowhere"), ["--benchmark-model nowhere: no such file"]),
+        ("an option as host", ("--ssh=-oProxyCommand=x",), ["--ssh '-oProxyCommand=x': not a host", "user@host"]),
+        ("two hosts", ("--ssh", "a b"), ["--ssh 'a b': not a host"]),
+        ("no host", ("--ssh", "pi@"), ["--ssh 'pi@': not a host"]),
+        ("key", ("--ssh", "h", "--identity", "nokey"), ["--identity nokey: no such file"]),
+        ("config", ("--ssh", "h", "--ssh-config", "none"), ["--ssh-config none: no such file"]),
+        ("name of a path", ("--ssh", "h", "--name", "a/b"), ["--name 'a/b': must be usable as a folder's name"]),
+        ("name ..", ("--ssh", "h", "--name", ".."), ["--name '..': must be usable as a folder's name"]),
+        ("name of two lines", ("--ssh", "h", "--name", "a\nb"), [r"--name 'a\nb': must be usable"]),
+        ("home itself", ("--ssh", "h", "--remote-dir", ""), ["--remote-dir '': is empty. Leave it out"]),
+        ("no Python", ("--ssh", "h", "--python", ""), ["--python '': is empty. Leave it out"]),
+        ("scheme", ("--ssh", "h", "--scheme", "int7"), ["no artifact int7", "There: float32, int8"]),
+        ("no bundle", ("--ssh", "h", "--scheme", "float32"), ["bundles/float32: no bundle", "export.bundle"]),
+    )
+} | {
+    "stale": (
+        on_golden("--ssh", "h", damage=spoil("bundles/int8/int8.tflite")),
+        ["int8.tflite: missing or changed since the bundle was made", "export.bundle"],
+    ),
+    "bundle damaged": (
+        on_golden("--ssh", "h", damage=spoil("bundles/int8/bundle.json")),
+        ["bundle.json: can't be used", "make it anew with python -m export.bundle"],
+    ),
+}
+FURTHER: dict[str, dict[str, tuple[Prepare, list[str]]]] = {
+    "search": {  # found when trials are about to begin, and yet nothing is left
+        "folder for weights": (photos_and("--weights", "{here}"), ["weights ", "expected imagenet, none, or a file"]),
+    },
+    "convert": {
+        "no scheme": (on_golden("--schemes"), ["no scheme asked for", "Choose from"]),
+        "photos moved": (on_golden("--data", "nowhere"), ["'nowhere': no such folder"]),
+        "layers without mixed": (on_golden("--float-layers", "x"), ["--float-layers x: is for mixed_int8"]),
+        "clusters": (on_golden("--clusters", "0"), ["--clusters 0: 2 to 256 distinct values"]),
+        "rate": (on_golden("--learning-rate", "-1"), ["--learning-rate -1.0: must not be negative"]),
+    },
+    "layers": {
+        "images -1": (on_golden("--images", "-1"), ["--images -1: give at least 1"]),
+        "top": (on_golden("--top", "-1"), ["--top -1: give at least 0"]),
+        "sort": (on_golden("--sort", "size"), ["--sort", "'size'", "--help"]),
+        "photos moved": (on_golden("--data", "nowhere"), ["'nowhere': no such folder"]),
+        "scheme of floats": (on_golden("--scheme", "dynamic_int8"), ["dynamic_int8", "int8"]),
+    },
+    "optimize": {
+        "drop": (on_golden("--max-accuracy-drop", "nan"), ["--max-accuracy-drop nan", "less than 1"]),
+        "size": (on_golden("--max-size-kb", "1e999"), ["--max-size-kb inf", "positive"]),
+        "calibration": (on_golden("--calibration-images", "0"), ["--calibration-images 0"]),
+    },
+    "evaluate": {
+        "scheme not made": (on_golden("--schemes", "int16x8"), ["no artifact int16x8", "There: float32, int8"]),
+        "rubbish": (on_golden("--workers", "two"), ["--workers", "'two'", "--help"]),
+        "photos moved": (on_golden("--data", "nowhere"), ["'nowhere': no such folder"]),
+    },
+    "benchmark": {
+        "no target": (words(), ["Missing", "PATH", "--help"]),
+        "lines in a path": (words("a\nb"), ["a b: no such run or file"]),
+        "runs -1": (on_golden("--runs", "-1"), ["--runs -1", "at least 1 run"]),
+        "warmup": (on_golden("--warmup", "-1"), ["--warmup -1", "0 warm-ups"]),
+        "threads": (on_golden("--threads", "0"), ["--threads 0", "1 thread"]),
+        "more threads than there can be": (on_golden("--threads", "99999999999"), ["threads=99999999999"]),
+        "report on a run": (on_golden("--json", "j.json"), ["--json is for a single file"]),
+        "scheme": (on_golden("--schemes", "int7"), ["no artifact int7"]),
+        "schemes of a file": (
+            lambda here, run: [GOLDEN / "run/export/int8.tflite", "--schemes", "int8"],
+            ["--schemes chooses among a run's artifacts", "leave it out"],
+        ),
+        "report in no folder": (
+            lambda here, run: [GOLDEN / "run/export/int8.tflite", "--json", here / "no/j.json"],
+            ["no/j.json: not a place for a file", "Name a file in a folder that is there"],
+        ),
+        "report over a folder": (
+            lambda here, run: [GOLDEN / "run/export/int8.tflite", "--json", here],
+            ["--json ", ": not a place for a file"],
+        ),
+        "no run": (lambda here, run: [here], ["export: no artifacts", "export.convert"]),
+        "another file": (lambda here, run: [GOLDEN / "run/config.json"], ["config.json: not a TFLite model"]),
+        "typo": (on_golden("--trheads", "2"), ["--trheads", "Did you mean --threads?"]),
+    },
+    "report": {
+        "bad evaluation": (on_golden(damage=spoil("export/evaluation.json")), ["evaluation.json", "make it again"]),
+        "bad latency": (on_golden(damage=spoil("export/int8.latency.json")), ["int8.latency.json", "make it again"]),
+    },
+    "backbones": {
+        "other letters": (words("--name-contains", "✓"), ["'✓'", "Leave it out"]),
+        "two lines": (words("--name-contains", "a\nb"), [r"'a\nb'", "Leave it out"]),
+        "no value": (words("--name-contains"), ["Missing value for argument '--name-contains'"]),
+        "stray word": (words("MobileNet"), ["Unrecognized options: MobileNet", "--help"]),
+        "a value too many": (words("--quantization", "yes"), ["yes", "--help"]),
+    },
+    "families": {
+        "unknown": (words("--backbones", "Nope"), ["--backbones Nope: stand for no family", "Choose from: Eff"]),
+        "no name": (words("--backbones", ""), ["stand for no family", "Choose from: Eff"]),
+        "typo": (words("--backbone", "x"), ["--backbone", "Did you mean --backbones?"]),
+        "stray word": (words("x"), ["Unrecognized options: x", "--help"]),
+        "empty out": (words("--out", ""), ["--out '': a path is needed"]),
+    },
+    "edgetl": {
+        "misspelt": (words("convrt"), ["unknown command 'convrt'", "Did you mean convert?"]),
+        "no name": (words(""), ["unknown command ''", "Commands: backbones, "]),
+        "two lines": (words("a\nb"), [r"unknown command 'a\nb'"]),
+        "option": (words("--verison"), ["unknown command '--verison'"]),
+        "module": (words("fine_tune"), ["unknown command 'fine_tune'", "Did you mean fine-tune?"]),
+        "other letters": (words("✓"), ["unknown command '✓'", "Commands: backbones, "]),
+    },
+    "edgetl convert": {"gone": (missing("--quiet"), ["gone: no such run directory"])},
+    "edgetl report": {"typo": (missing("--htlm"), ["Unrecognized options: --htlm", "See edgetl report --help"])},
+}
+
+
+def bundled(*words_: object, damage: Callable[[Path], object] = lambda copy: None, **files: bytes) -> Prepare:
+    """A copy of the golden run's bundle, files beside it; {here} is the folder of both."""
+
+    def prepare(here: Path, run: RunDir) -> list[object]:
+        shutil.copytree(GOLDEN / "run/bundles/int8", here / "bundle")
+        damage(here / "bundle")
+        for name, content in files.items():
+            (here / name.replace("_", ".")).write_bytes(content)
+        return [*(str(word).replace("{here}", str(here)) for word in words_), "--bundle", here / "bundle"]
+
+    return prepare
+
+
+ON_THE_DEVICE: dict[str, tuple[Prepare, list[str]]] = {
+    "nothing": (words(), ["COMMAND", "--help"]),
+    "command": (words("chek"), ["invalid choice: 'chek'", "--help"]),
+    "no command": (words(""), ["invalid choice: ''", "--help"]),
+    "option": (bundled("check", "--kernel5", "xnnpack"), ["unrecognized arguments: --kernel5", "--help"]),
+    "kernels": (bundled("check", "--kernels", "gpu"), ["--kernels", "invalid choice: 'gpu'"]),
+    "stray word": (bundled("info", "x"), ["unrecognized arguments: x"]),
+    "no photo named": (bundled("predict"), ["PHOTO", "--help"]),
+    "photo gone": (bundled("predict", "none.jpg"), ["none.jpg: No such file"]),
+    "no photo": (bundled("predict", "{here}/x.jpg", x_jpg=b"no photo"), ["x.jpg: not a photo"]),
+    "an empty photo": (bundled("predict", "{here}/x.jpg", x_jpg=b""), ["x.jpg: empty file (0 bytes)"]),
+    "a folder for a photo": (bundled("predict", "{here}"), ["Is a directory"]),
+    "lines in a path": (bundled("predict", "a\nb.jpg"), ["a b.jpg: No such file"]),
+    "a long name": (bundled("predict", "x" * 300 + ".jpg"), ["File name too long"]),
+    "no array": (bundled("predict", "{here}/x.npy", x_npy=b"\x93NUMPY"), ["x.npy: not a .npy file"]),
+    "top 0": (bundled("predict", "x.jpg", "--top", "0"), ["--top 0"]),
+    "rubbish": (bundled("predict", "x.jpg", "--top", "many"), ["--top", "'many'", "--help"]),
+    "threads 0": (bundled("predict", "x.jpg", "--threads", "0"), ["threads=0"]),
+    "runs 0": (bundled("benchmark", "--runs", "0"), ["runs"]),
+    "warmup": (bundled("benchmark", "--warmup", "-1"), ["warmup"]),
+    "no bundle": (words("info", "--bundle", "nowhere"), ["nowhere/bundle.json: not found"]),
+    "a file for a bundle": (lambda here, run: ["info", "--bundle", GOLDEN / "run/config.json"], ["config.json"]),
+    "report over a folder": (bundled("info", "--json", "{here}"), ["is a directory"]),
+    "report nowhere": (bundled("info", "--json", "{here}/x.y/info.json", x_y=b""), ["with --json"]),
+    "model spoilt": (bundled("check", damage=spoil("int8.tflite")), ["int8.tflite: not a TFLite model"]),
+    "model gone": (bundled("check", damage=remove("int8.tflite")), ["int8.tflite: No such file"]),
+    "no JSON": (bundled("info", damage=spoil("bundle.json")), ["bundle.json: can't be used"]),
+    "other JSON": (bundled("info", damage=spoil("bundle.json", b"[]")), ["bundle.json: can't be used"]),
+    "another version": (bundled("info", damage=spoil("bundle.json", b'{"schema_version": 99}')), ["schema_version 99"]),
+    "sample spoilt": (bundled("check", damage=spoil("sample/expected.json")), ["expected.json: can't be used"]),
+}
+CASES |= {
+    f"{name}: {what}": (name, prepare, parts)
+    for name, table in (
+        *((name, EVERYWHERE) for name in RECIPES),
+        ("audit", AUDITING),
+        ("choose", CHOOSING),
+        ("cross-validate", FOLDING),
+        ("distill", DISTILLING),
+        ("bundle", OF_A_RUN),
+        ("deploy", {what: (to_a_device(prepare), parts) for what, (prepare, parts) in OF_A_RUN.items()}),
+        ("bundle", BUNDLING),
+        ("deploy", DEPLOYING),
+        *FURTHER.items(),
+        (DEVICE, ON_THE_DEVICE),
+    )
+    for what, (prepare, parts) in table.items()
+}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_wrong_invocation_is_one_line(
-    case: str, finished_run: RunDir, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    case: str,
+    finished_run: RunDir,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     name, prepare, parts = CASES[case]
     arguments = prepare(tmp_path, finished_run)
-    before = snapshot(tmp_path)
-    assert run(name, *arguments, "--quiet") == 2
+    monkeypatch.chdir(tmp_path)  # where `o` and '' would be
+    before = snapshot(tmp_path), folders(tmp_path)
+    if name.startswith("edgetl") and name != DEVICE:
+        assert script(monkeypatch, *name.split()[1:], *arguments) == 2
+    else:
+        assert run(name, *arguments, "--quiet") == 2
     out, err = capfd.readouterr()
     # In this process TensorFlow was imported by tests, before its start-up lines could be silenced.
     lines = [line for line in err.splitlines() if "cuda" not in line.lower()]
@@ -405,7 +884,26 @@ def test_a_wrong_invocation_is_one_line(
     assert len(lines) == 1, err
     assert lines[0].startswith(f"{name}: ") and "Traceback" not in err
     assert all(part in lines[0] for part in parts), lines[0]
-    assert snapshot(tmp_path) == before
+    assert (snapshot(tmp_path), folders(tmp_path)) == before
+
+
+def message(parts: list[str]) -> str:
+    """What makes a message one of its kind: without the option and the number, of which tables go through many."""
+    return re.sub(r"--[a-z][a-z0-9-]*|-?\b(inf|nan|[\d.]+)\b", "", " ".join(parts))
+
+
+def test_every_command_has_wrong_invocations_enough(record_property: Callable[[str, object], None]) -> None:
+    tables = {"find-lr": "fine-tune"} | dict.fromkeys(RECIPES, "recipes")  # they share many
+    found: dict[str, set[str]] = {}
+    for name, _, parts in CASES.values():
+        found.setdefault(name, set()).add(message(parts))
+    distinct = {(tables.get(name, name), said) for name, all_ in found.items() for said in all_}
+    record_property("wrong invocations", len(CASES))
+    record_property("of them distinct messages", len(distinct))
+    assert set(found) >= {*MODULES, *UNLISTED, DEVICE, "edgetl"}
+    few = {name: len(all_) for name, all_ in found.items() if len(all_) < 5}
+    assert set(few) <= {"edgetl convert", "edgetl report"}, f"fewer than 5 messages: {few}"
+    assert len(distinct) >= 120
 
 
 @pytest.mark.parametrize("name", ["recipe", "fine-tune", "find-lr"])
@@ -480,18 +978,81 @@ def test_a_full_disk_while_artifacts_are_written_keeps_the_old_ones(
     assert snapshot(run_copy.path) == before
 
 
-@pytest.mark.parametrize("name", ["evaluate", "report"])
-def test_a_place_without_permission_is_one_line(
-    name: str, run_copy: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # Root may write anywhere, so the system's answer is put in its mouth.
-    def denied(*_: object, dir: Path, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/.x")
+@contextlib.contextmanager
+def held_to_permissions() -> Iterator[None]:
+    """Refuse root what others are refused: this thread gives up the capabilities that open every file, for a while."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3 of the call, this thread
+    before = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable; twice, for 64 bits
+    assert libc.capget(header, before) == 0
+    dac_override, dac_read_search = 1, 2
+    bound = (ctypes.c_uint32 * 6)(before[0] & ~(1 << dac_override | 1 << dac_read_search), *before[1:])
+    assert libc.capset(header, bound) == 0
+    try:
+        yield
+    finally:
+        assert libc.capset(header, before) == 0
 
-    monkeypatch.setattr(rundir.tempfile, "mkstemp", denied)
-    assert run(name, run_copy.path, "--quiet") == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "Permission denied. Choose a place that you may write to" in err
+
+ELSEWHERE = "Permission denied. Choose a place that you may write to"
+UNREADABLE = "Permission denied"
+DENIED: dict[str, tuple[str, Prepare, str, int, list[str]]] = {
+    **{
+        f"{name}: out": (name, photos_and("--out", "{here}/locked/out"), "locked", 0o500, ["locked/out", ELSEWHERE])
+        for name in ("recipe", "choose", "search", "cross-validate", "fine-tune")
+    },
+    "audit: out": ("audit", photos_and("--out", "{here}/locked/out", "--no-features"), "locked", 0o500, [ELSEWHERE]),
+    "recipe: photos": ("recipe", photos_and(), "photos", 0o000, ["photos/", UNREADABLE]),
+    "recipe: class": ("recipe", photos_and(), "photos/cat", 0o000, ["photos/cat: ", UNREADABLE]),
+    "recipe: table": ("recipe", photos_and("--data", "{here}/t.csv", t_csv=b"x"), "t.csv", 0o000, [UNREADABLE]),
+    "distill: teacher": ("distill", taught(), "run/manifest.json", 0o000, ["run/manifest.json: ", UNREADABLE]),
+    "evaluate: export": (
+        "evaluate",
+        on_golden("--data", GOLDEN / "photos"),
+        "run/export",
+        0o500,
+        ["run/export/", ELSEWHERE],
+    ),
+    "report: run": ("report", on_golden(), "run", 0o500, ["run/", ELSEWHERE]),
+    "benchmark: export": ("benchmark", on_golden("--runs", "1"), "run/export", 0o500, ["run/export/", ELSEWHERE]),
+    "convert: model": ("convert", on_golden(), "run/model.keras", 0o000, ["run/model.keras: ", UNREADABLE]),
+    "bundle: out": (
+        "bundle",
+        on_golden("--data", GOLDEN / "photos", "--out", "{here}/run/bundles/mine"),
+        "run/bundles",
+        0o500,
+        ["run/bundles", ELSEWHERE],
+    ),
+    "device: report": (
+        DEVICE,
+        bundled("info"),
+        "bundle",
+        0o500,
+        ["info.json: ", "can't be written to", "--json"],
+    ),
+    "device: model": (DEVICE, bundled("check"), "bundle/int8.tflite", 0o000, ["int8.tflite: ", UNREADABLE]),
+}
+
+
+@pytest.mark.parametrize("case", DENIED)
+def test_a_place_without_permission_is_one_line(
+    case: str, tmp_path: Path, finished_run: RunDir, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name, prepare, where, mode, parts = DENIED[case]
+    arguments = prepare(tmp_path, finished_run)
+    place = tmp_path / where
+    if where == "locked":
+        place.mkdir()
+    before, as_it_was = (snapshot(tmp_path), folders(tmp_path)), place.stat().st_mode
+    place.chmod(mode)
+    with held_to_permissions():
+        status = run(name, *arguments, "--quiet")
+    place.chmod(as_it_was)
+    out, err = capfd.readouterr()
+    lines = [line for line in err.splitlines() if "cuda" not in line.lower()]
+    assert (status, out, len(lines)) == (2, "", 1), err
+    assert all(part in lines[0] for part in parts), lines[0]
+    assert (snapshot(tmp_path), folders(tmp_path)) == before
 
 
 # --- processes of their own -----------------------------------------------------------------------------------------

@@ -136,6 +136,8 @@ def test_options_become_fields() -> None:
         (["--data", "d", "stray"], ["stray"]),
         (["--data", "d", "--quiet=yes"], ["--quiet"]),
         (["--data", "d", "--debug=1"], ["--debug"]),
+        (["--data", ""], ["--data '': a path is needed"]),  # as of an unset shell variable: it would mean this folder
+        (["--data="], ["--data '': a path is needed"]),
     ],
 )
 def test_usage_error_is_one_line_that_names_the_option(

@@ -136,7 +136,7 @@ def test_ctrl_c_ends_at_once(tmp_path: Path) -> None:
         "    for batch in data.decoded(examples, ImageInput(32, 32)):\n"
         "        if turn == 0: print('going', flush=True)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent.parent}:{os.environ['PYTHONPATH']}"}
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(root)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     )

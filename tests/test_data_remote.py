@@ -221,7 +221,7 @@ data.load(sys.argv[1])
 
 def test_a_killed_fetch_goes_on_where_it_was(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there = make_photo_folder(tmp_path / "there", {"cat": 6, "dog": 6})
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ['PYTHONPATH']}"}
     done = subprocess.run([sys.executable, "-c", KILLED, there.as_uri()], env=environment, capture_output=True)
     assert done.returncode == -9, done.stderr.decode()
     [entry] = (cache / "remote").iterdir()
@@ -243,7 +243,7 @@ def test_two_processes_at_once(tmp_path: Path, cache: Path) -> None:
         "print(len(data.load(sys.argv[1])), len(seen))"
     )
     command = [sys.executable, "-c", code, there.as_uri()]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ['PYTHONPATH']}"}
     both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     told = sorted(tuple(map(int, process.communicate()[0].split())) for process in both)
     assert told == [(300, 0), (300, 300)], "each is fetched once, by the first"

@@ -327,7 +327,7 @@ def test_importing_costs_no_heavy_library() -> None:
         "import sys, edgetl.data; "
         "print(sorted({'tensorflow', 'keras', 'sklearn', 'scipy', 'rich', 'pydantic'} & set(sys.modules)))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent.parent}:{os.environ['PYTHONPATH']}"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == "[]"
 

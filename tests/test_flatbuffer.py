@@ -1,5 +1,8 @@
 """What is inside a .tflite file, and the packer that writes it."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 from tiny_tflite import convert, pixels, tiny, usable
 
 from edgetl.errors import ArtifactError
+from export.artifacts import FINEST_SOFTMAX, open_artifact
 from export.device.interpreter import Kernels, Model
 from export.flatbuffer import BUFFER_ALIGNMENT, compact, operators, pack, unpack
 
@@ -132,3 +136,28 @@ def _plain_pack(model: Any) -> bytes:
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
+
+
+@pytest.mark.parametrize("aborts", [True, False])
+def test_scores_that_end_a_process_are_refused(aborts: bool, tmp_path: Path) -> None:
+    model = unpack((Path(__file__).parent / "golden/schema2/run/export/int8.tflite").read_bytes())
+    graph = model.subgraphs[0]
+    codes = [model.operatorCodes[op.opcodeIndex].builtinCode for op in graph.operators]
+    (softmax,) = [op for op, code in zip(graph.operators, codes, strict=True) if code == 25]  # the schema's number
+    graph.tensors[softmax.inputs[0]].quantization.scale = np.array(
+        [FINEST_SOFTMAX * (1 if aborts else 1.001)], np.float32
+    )
+    path = tmp_path / "flat.tflite"
+    path.write_bytes(pack(model))
+    code = (
+        "import sys; from ai_edge_litert.interpreter import Interpreter, OpResolverType as Resolver; "
+        "Interpreter(sys.argv[1], experimental_op_resolver_type=Resolver.BUILTIN_REF).allocate_tensors()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=False)
+    assert done.returncode == (-6 if aborts else 0), "what is refused is what aborts, no more"
+    open_artifact(path)
+    if aborts:
+        with pytest.raises(ArtifactError, match=r"flat\.tflite: gives every photo the same scores"):
+            open_artifact(path, kernels="reference")
+    else:
+        open_artifact(path, kernels="reference")

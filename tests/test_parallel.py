@@ -99,7 +99,9 @@ def test_processes_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(code)
     root = Path(__file__).parent.parent
-    parent = subprocess.Popen([sys.executable, script, tmp_path], env=os.environ | {"PYTHONPATH": str(root)})
+    parent = subprocess.Popen(
+        [sys.executable, script, tmp_path], env=os.environ | {"PYTHONPATH": f"{root}:{os.environ['PYTHONPATH']}"}
+    )
     while not (tmp_path / "began").exists() or not (child := (tmp_path / "began").read_text()):
         time.sleep(0.05)
     parent.send_signal(signal.SIGKILL)

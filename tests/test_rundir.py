@@ -267,6 +267,19 @@ def test_a_file_of_another_version_is_refused(run: RunDir) -> None:
         rundir.open_run(run.path)
 
 
+def test_a_file_of_a_newer_version_says_so_and_not_which_field_is_unknown(run: RunDir) -> None:
+    path = run.path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"schema_version": 3, "invented": 1}))
+    with pytest.raises(RunError, match=r"schema_version 3, this edgetl reads 2\. Use a newer edgetl"):
+        rundir.open_run(run.path)
+
+
+def test_an_error_of_the_disk_names_the_file_and_not_the_temporary_one(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as error:
+        rundir.write_atomic(tmp_path / "gone/report.json", "{}")
+    assert error.value.filename == str(tmp_path / "gone/report.json")
+
+
 def test_photos_that_are_gone_are_an_error_with_a_next_step(run: RunDir) -> None:
     with pytest.raises(DatasetError, match="'photos': no such folder or data set"):
         run.splits()

@@ -138,7 +138,8 @@ def check_place(path: Path) -> None:
             there = there.parent
         if there != path.absolute() and not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"{there} is a file")
-        if not os.access(there, os.W_OK):
+        # As files will be opened, not as whoever called a program with other rights.
+        if not os.access(there, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             raise PermissionError(errno.EACCES, f"{there} can't be written to")
 
 
