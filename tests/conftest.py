@@ -30,6 +30,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([_GUARD, *filter(None, [os.environ.ge
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 # Read when Ray is imported: without it Ray talks to the address of a network card, and tests reach loopback alone.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # a head reports to its makers, and asks clouds whose machine it is on
 # A busy machine is no fault: the default takes 200 ms for an example to be one.
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")

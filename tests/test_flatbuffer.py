@@ -144,9 +144,8 @@ def test_scores_that_end_a_process_are_refused(aborts: bool, tmp_path: Path) -> 
     graph = model.subgraphs[0]
     codes = [model.operatorCodes[op.opcodeIndex].builtinCode for op in graph.operators]
     (softmax,) = [op for op, code in zip(graph.operators, codes, strict=True) if code == 25]  # the schema's number
-    graph.tensors[softmax.inputs[0]].quantization.scale = np.array(
-        [FINEST_SOFTMAX * (1 if aborts else 1.001)], np.float32
-    )
+    step = FINEST_SOFTMAX * (1 if aborts else 1.001)
+    graph.tensors[softmax.inputs[0]].quantization.scale = np.array([step], np.float32)
     path = tmp_path / "flat.tflite"
     path.write_bytes(pack(model))
     code = (

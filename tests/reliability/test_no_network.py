@@ -25,7 +25,7 @@ CALLS = {"socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinf
 def note(event, arguments):
     if event in CALLS:
         with open(os.environ["CALLS"], "a") as file:
-            print(event, *arguments[-2:], file=file)
+            print(event, *arguments, file=file)
 sys.addaudithook(note)
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
