@@ -7,6 +7,7 @@ undisturbed life, or is a piece of it that says so; a command that follows works
 """
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,13 +104,17 @@ PIECES: dict[str, Callable[[Path, Path], bool]] = {
 def refuses_or_works(
     world: World, name: str, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> Callable[[str], None]:
-    """The command that follows; one that would work long is not begun."""
+    """The command that follows, on a copy; one that would work long is not begun."""
 
     def follow(case: str) -> None:
         if name == "convert" and RunDir(world.run).finished:
             return
+        copy = world.here / "copy" / world.run.name
+        if world.run.exists():
+            shutil.copytree(world.run, copy)
         capsys.readouterr()
-        status = test_commands.run(name, world.run, *options, "--quiet")
+        status = test_commands.run(name, copy, *options, "--quiet")
+        shutil.rmtree(copy, ignore_errors=True)
         err = capsys.readouterr().err
         assert (status == 0 and not err) or (status == 2 and err.count("\n") == 1 and "Traceback" not in err), (
             f"{case}: {status} {err}"
