@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def test_any_flipped_bit_of_a_sealed_file_is_noticed(run: RunDir) -> None:
 def test_what_kills_left_half_written_goes_with_the_next_start(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     class Killed:
         def save(self, path: Path) -> None:
-            path.write_bytes(b"half")
+            zipfile.ZipFile(path, "w").close()  # whole, as the kill comes when it is copied
 
     before = content(run.path)
     with monkeypatch.context() as patch:  # a process that is killed cleans nothing up
@@ -140,7 +141,7 @@ def test_what_kills_left_half_written_goes_with_the_next_start(run: RunDir, monk
             run.write(name, b"half")
         run.write_model(Killed())  # type: ignore[arg-type]
     (run.path / ".notes.md").write_text("mine")
-    assert len(content(run.path)) == len(before) + 5
+    assert len(content(run.path)) == len(before) + 6
     enter(run.path, "toy", Settings(run.path))
     assert content(run.path) == {**before, ".notes.md": b"mine"}
 

@@ -11,6 +11,7 @@ import dataclasses
 import fnmatch
 import json
 import random
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -64,7 +65,7 @@ def outcome(capfd: pytest.CaptureFixture[str], name: str, *arguments: object) ->
     err = capfd.readouterr().err
     assert "Traceback" not in err, err
     # TensorFlow was imported by tests, before its start-up lines could be silenced.
-    return status, [line for line in err.splitlines() if "cuda" not in line.lower()]
+    return status, [line for line in err.splitlines() if not re.match(r"[EWI]\d{4} ", line)]
 
 
 # --- stored files of a run and its export folder --------------------------------------------------------------------
