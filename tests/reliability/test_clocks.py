@@ -108,8 +108,8 @@ def test_a_clock_that_jumps_changes_nothing(step: int, tmp_path: Path, monkeypat
 
 
 def test_no_duration_is_told_by_the_clock_on_the_wall(record_property: Callable[[str, object], None]) -> None:
-    """Of the time of day there are only the dates on a page, in a card, and in an Android report."""
-    dates = {"export/report.py", "export/android.py"}
+    """Of the time of day there are only the dates of a page, and of reports of devices."""
+    dates = {"export/report.py", "export/android.py", "export/device/outcome.py"}
     paths = [path for package in ("edgetl", "recipes", "export") for path in (ROOT / package).rglob("*.py")]
     for path in paths:
         called = {
