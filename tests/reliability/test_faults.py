@@ -11,6 +11,7 @@ import dataclasses
 import fnmatch
 import json
 import random
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -64,7 +65,7 @@ def outcome(capfd: pytest.CaptureFixture[str], name: str, *arguments: object) ->
     err = capfd.readouterr().err
     assert "Traceback" not in err, err
     # TensorFlow was imported by tests, before its start-up lines could be silenced.
-    return status, [line for line in err.splitlines() if "cuda" not in line.lower()]
+    return status, [line for line in err.splitlines() if not re.match(r"[EWI]\d{4} ", line)]
 
 
 # --- stored files of a run and its export folder --------------------------------------------------------------------
@@ -229,12 +230,13 @@ def test_damaged_caches_are_made_again(
     house.run("fine-tune", f"tuned-{kind}")
     house.run("audit", f"audit-{kind}")
     told = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
-    assert len(told) == len(paths), (told, paths)
+    for folder in ("features", "looks", "activations"):  # those of a backbone that is not asked for stay damaged
+        assert any(f"/{folder}/" in line for line in told), told
     model, listed = (house.root / f"{name}-{kind}" for name in ("tuned", "audit"))
     assert (model / rundir.MODEL).read_bytes() == (house.root / "fine-tune" / rundir.MODEL).read_bytes()
     assert (listed / "exclude.csv").read_bytes() == (house.root / "audit/exclude.csv").read_bytes()
     assert (listed / "audit.json").read_bytes() == (house.root / "audit/audit.json").read_bytes()
-    record_property(f"caches damaged ({kind}) and made again", len(paths))
+    record_property(f"files of caches damaged ({kind}) and made again", len(told))
 
 
 def test_a_damaged_checkpoint_starts_anew(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,14 +334,16 @@ def test_damaged_settings_are_other_settings(house: House, record_property: Call
     config = checked(config)
     free = {each.name for each in dataclasses.fields(config) if not each.metadata.get("affects_result", True)}
     whole = json.loads(path.read_bytes())
+
+    def matters(stored: dict[str, object]) -> dict[str, object]:
+        """None is what a setting is that is not there."""
+        return {name: value for name, value in stored.items() if name not in free and value is not None}
+
     for case, content in damages("config.json", path.read_bytes()):
         with damaged(path, content):
             try:
                 with rundir.writing(path.parent, "search", config):
-                    now = json.loads(content)
-                    assert {k: v for k, v in now.items() if k not in free} == {
-                        k: v for k, v in whole.items() if k not in free
-                    }, case
+                    assert matters(json.loads(content)) == matters(whole), case
             except RunError:
                 count += 1
     record_property("damaged settings refused; the others differ where it does not matter", count)
