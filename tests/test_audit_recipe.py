@@ -168,6 +168,15 @@ def test_names_are_text_whatever_they_are(tmp_path: Path) -> None:
     assert {attributes.get("title") for tag, attributes in tags.found if tag == "b"} >= {f"dog/{evil}.jpg"}
 
 
+def test_names_in_the_page_steer_no_terminal(tmp_path: Path) -> None:
+    root = make_photo_folder(tmp_path / "photos", {"cat": 6, "dog": 6})
+    (root / "dog" / "a\n\x1b[2J<b>.jpg").write_bytes(b"")
+    run(root, tmp_path / "audit")
+    text = (tmp_path / "audit" / "audit.html").read_text()
+    assert "\x1b" not in text and "a\\n\\x1b[2J&lt;b&gt;.jpg" in text
+    assert "a\n\x1b[2J<b>.jpg" in (tmp_path / "audit" / "exclude.csv").read_text()
+
+
 def test_a_page_with_everything_wrong_stays_small(tmp_path: Path) -> None:
     # Noise is what JPEG can compress least: the largest thumbnails there can be.
     (tmp_path / "photos" / "a").mkdir(parents=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from edgetl.audit import summary
 from edgetl.audit.findings import Audit, CopyGroup, Finding
+from edgetl.console import printable
 from edgetl.data import Examples, read_image
 from edgetl.errors import UnreadableImageError
 from edgetl.inputs import ImageInput
@@ -33,7 +34,11 @@ def render(audit: Audit, examples: Examples, exclude: Path) -> str:
 
     # autoescape: names of files and classes are data, whatever they contain.
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     by_kind: dict[str, list[Finding]] = defaultdict(list)
     for finding in audit.findings:
@@ -51,6 +56,10 @@ def render(audit: Audit, examples: Examples, exclude: Path) -> str:
         most=PER_SECTION,
         members=PER_GROUP,
     )
+
+
+def _shown(value: object) -> object:
+    return printable(value) if type(value) is str else value  # not what a macro gives: it is a str of another type
 
 
 def _urgency(group: CopyGroup) -> tuple[bool, bool, bool]:

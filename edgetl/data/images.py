@@ -125,22 +125,25 @@ def _decode(data: bytes, spec: ImageInput) -> Pixels:
     with _pillow_errors(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_size(image, data)
         with _large if _takes_much(image) else nullcontext():
-            orientation = _orientation(image)
-            # The turn comes last, on few pixels; until then the frame lies as the stored photo does.
-            frame = (spec.height, spec.width) if orientation in _SWAPS_SIDES else (spec.width, spec.height)
-            box, size = placed(image.size, frame, spec.resize)
-            scale = _shrink_on_decode(image, box, size)
-            image.load()
-            plain = _eight_bit(image)
-    left, top, right, bottom = (side / scale for side in box)
-    small = plain.resize(size, _BILINEAR, box=(left, top, right, bottom)).convert("RGB")
-    if orientation in _TURNS:
-        small = small.transpose(_TURNS[orientation])
+            small = _fitted(image, spec)
     if small.size != (spec.width, spec.height):
         canvas = Image.new("RGB", (spec.width, spec.height))
         canvas.paste(small, ((spec.width - small.width) // 2, (spec.height - small.height) // 2))
         small = canvas
     return np.array(small, dtype=np.uint8)
+
+
+def _fitted(image: Image.Image, spec: ImageInput) -> Image.Image:
+    """Decode, resize and turn: RGB, as much of the frame as the photo fills."""
+    orientation = _orientation(image)
+    # The turn comes last, on few pixels; until then the frame lies as the stored photo does.
+    frame = (spec.height, spec.width) if orientation in _SWAPS_SIDES else (spec.width, spec.height)
+    box, size = placed(image.size, frame, spec.resize)
+    scale = _shrink_on_decode(image, box, size)
+    image.load()
+    left, top, right, bottom = (side / scale for side in box)
+    small = _eight_bit(image).resize(size, _BILINEAR, box=(left, top, right, bottom)).convert("RGB")
+    return small.transpose(_TURNS[orientation]) if orientation in _TURNS else small
 
 
 @contextmanager
