@@ -244,8 +244,8 @@ def _refuse_absent(rows: Iterable[_Row], root: Path, source: str) -> None:
             continue
         folder = str(path.parent)
         if folder not in inside:
-            inside[folder] = path.parent.resolve().is_relative_to(home)
-        if not inside[folder] or (stat.S_ISLNK(mode) and not path.resolve().is_relative_to(home)):
+            inside[folder] = _real(path.parent).is_relative_to(home)
+        if not inside[folder] or (stat.S_ISLNK(mode) and not _real(path).is_relative_to(home)):
             raise DatasetError(f"{row.where}: {row.id} is a link out of {root}. Copy what it points to")
         if not (stat.S_ISREG(mode) or path.is_file()):
             missing.append(row)
@@ -255,6 +255,11 @@ def _refuse_absent(rows: Iterable[_Row], root: Path, source: str) -> None:
             f"{source}: {len(missing)} photo(s) are missing, the first: {missing[0].where}: {missing[0].id}.{hint} "
             f"Paths are relative to the table's folder; put the photos there or remove the rows"
         )
+
+
+def _real(path: Path) -> Path:
+    """Where a path leads. Path.resolve() raises on a link that leads to itself."""
+    return Path(os.path.realpath(path))
 
 
 def _split_by_folder(rows: list[_Row]) -> list[_Row]:
