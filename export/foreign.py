@@ -49,6 +49,9 @@ def load_model(path: Path) -> "keras.Model":
 
     if path.suffix.lower() == ".keras":
         _refuse_archive(path)
+    from edgetl.backbones.hdf5 import refuse_stuck  # it imports Keras
+
+    refuse_stuck(path)
     try:
         with progress(f"load {path.name}"), swallowed_output():
             model = keras.saving.load_model(path, compile=False, safe_mode=True)

@@ -42,12 +42,10 @@ def refuse_crashing(paths: Sequence[Path], *, threads: int = 1, kernels: "Kernel
         ended = child.run(command, patience_s=PATIENCE_S * len(paths), environment=environment)
         how, output = ended.how, ended.output
     except subprocess.TimeoutExpired as late:
-        how, output = f"not done in {late.timeout:.0f} s", (late.stdout or b"").decode()
+        how, output = f"was not done after {late.timeout:g} s", (late.stdout or b"").decode()
     tried = output.split().count(_DONE)
     if tried < len(paths):
-        raise ArtifactError(
-            f"{paths[tried]}: the interpreter {how} on it, in a trial. Don't use this file; make or get it again"
-        )
+        raise ArtifactError(f"{paths[tried]}: the interpreter {how} in a trial. Don't use it; make or get it again")
 
 
 def _main(kernels: "Kernels", threads: int, *paths: str) -> None:

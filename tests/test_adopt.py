@@ -222,6 +222,8 @@ FILES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "directory": ("m.keras", lambda path: path.mkdir(), "a directory"),
     "no archive": ("m.keras", lambda path: path.write_bytes(b"junk"), "damaged"),
     "archive of something": ("m.keras", lambda path: _zip(path), "damaged, or not a model"),
+    "a bomb": ("m.keras", lambda path: _zip(path, bytes(10**8)), "unpacks to far more than a model does"),
+    "deep": ("m.keras", lambda path: _zip(path, b"[" * 200_000, "config.json"), "damaged, or not a model"),
     "flipped bytes": ("m.keras", lambda path: _damaged(path, 0.5), "damaged, or not a model"),
     "no hdf5": ("m.h5", lambda path: path.write_bytes(b"junk"), "damaged, or not a model"),
     "weights alone": ("m.h5", _weights, "holds weights alone"),
@@ -234,11 +236,11 @@ FILES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
 }
 
 
-def _zip(path: Path) -> None:
+def _zip(path: Path, content: bytes = b"hello", name: str = "hello.txt") -> None:
     import zipfile
 
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("hello.txt", "hello")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, content)
 
 
 @pytest.mark.parametrize("case", FILES)

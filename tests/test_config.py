@@ -199,6 +199,8 @@ def fail_with(error: BaseException) -> Callable[[Settings], object]:
             "try: file/out: Not a directory. Check the path: a part of it is a file\n",
         ),
         (OSError("odd"), 2, "try: odd. --debug shows where\n"),
+        (DatasetError("\x1b[31m\u202eé \udcff"), 2, "try: \\x1b[31m\\u202eé \\udcff\n"),
+        (DatasetError(f"{'x' * 5000}. Rename it"), 2, f"try: {'x' * 995} ... {'x' * 989}. Rename it\n"),
     ],
 )
 def test_an_expected_error_is_one_line(

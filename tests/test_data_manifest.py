@@ -111,7 +111,7 @@ def test_orders_of_classes(root: Path, caplog: pytest.LogCaptureFixture) -> None
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
-@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 def test_spreadsheets_write_all_of_these(root: Path, mark: str, ending: str, bom: bytes) -> None:
     padded = CLASSES.replace(",", mark) + mark + "\n\n"
@@ -179,6 +179,8 @@ BAD: dict[str, tuple[str | bytes, str]] = {
     "utf-16": (CLASSES.encode("utf-16"), "m.csv: UTF-16 or binary, need UTF-8"),
     "open quote": ('path,label\na/1.jpg,"cat\n', "m.csv: line 2: unexpected end of data"),
     "column twice": ("path,label,label\na/1.jpg,cat,cat\n", "m.csv: line 1: column label twice"),
+    "wide": (f"path,label,{',' * 1000}\na/1.jpg,cat\n", "m.csv: line 1: 1003 columns, at most 1000"),
+    "long heading": (f"path,label,{'x' * 200_000}\na/1.jpg,cat\n", "m.csv: line 1: field larger"),
     "cell too many": (CLASSES + "a/1.jpg,cat,dog\n", "m.csv: line 6: 3 cells, the header has 2"),
     "no path": ("paht,label\na/1.jpg,cat\n", "m.csv: no column path (or file_name). It has paht, label. Did"),
     "no label": ("path,lable\na/1.jpg,cat\n", "m.csv: no column label, labels or target. It has path, lable. Did"),
@@ -253,6 +255,7 @@ def test_complaints_name_the_line_and_the_way_out(name: str, root: Path) -> None
         ('{"path": "a/\\ud800.jpg", "label": "x"}\n', r"line 1: no JSON \(.*surrogates"),
         ('{"path": "a/1.jpg", "label": "x", "note": "\\udfff"}\n', r"line 1: no JSON \(.*surrogates"),
         ("[" * 100_000 + "\n", "line 1: no JSON"),
+        ("".join(f'{{"path": "a/1.jpg", "{n}": 1}}\n' for n in range(1001)), "line 1000: 1001 columns, at most"),
     ],
 )
 def test_complaints_about_json_lines(text: str, message: str, root: Path) -> None:
@@ -282,6 +285,9 @@ def test_links_out_of_the_folder_are_refused(root: Path) -> None:
     (inner / "out.jpg").symlink_to(root / "a/1.jpg")
     with pytest.raises(DatasetError, match=r"line 3: out\.jpg is a link out of"):
         load(inner, "path,label\nin.jpg,x\nout.jpg,y\n")
+    (inner / "loop.jpg").symlink_to("loop.jpg")
+    with pytest.raises(DatasetError, match=r"missing.*line 3: loop\.jpg"):
+        load(inner, "path,label\nin.jpg,x\nloop.jpg,y\n")
     (inner / "far").symlink_to(root / "a")
     with pytest.raises(DatasetError, match=r"line 3: far/1\.jpg is a link out of"):
         load(inner, "path,label\nin.jpg,x\nfar/1.jpg,y\n")

@@ -16,12 +16,13 @@ from benchmarks import latency
 from edgetl.config import command, from_json
 from edgetl.errors import ArtifactError, ConfigError
 from edgetl.rundir import RunDir, read_json
-from export import benchmark
+from export import benchmark, trial
 from export import report as export_report
 from export.artifacts import artifact_files
 from export.benchmark import Config
 from export.device.latency import LatencyReport
 from export.device.telemetry import Surroundings
+from export.flatbuffer import pack, unpack
 
 ROOT = Path(__file__).parent.parent
 
@@ -145,6 +146,33 @@ def test_errors_are_one_line_and_status_2(run: Path, capsys: pytest.CaptureFixtu
         assert written.err.count("\n") == 1
         assert not written.out
     assert not list(run.rglob("*.json"))
+
+
+def crashing() -> bytes:
+    """A well-formed model that asks for a custom operator of the runtime, and says nothing of what that reads first."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = unpack(tiny())
+    for code in model.operatorCodes:
+        code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
+        code.customCode = b"TFLite_Detection_PostProcess"
+    return bytes(pack(model))
+
+
+def test_what_crashes_the_interpreter_is_named_and_nothing_is_written(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "export/bad.tflite").write_bytes(crashing())
+    assert status(run) == 2
+    written = capsys.readouterr()
+    assert f"{run / 'export/bad.tflite'}: the interpreter crashed (SIG" in written.err
+    assert written.err.count("\n") == 1 and not list(run.rglob("*.json"))
+
+
+def test_what_hangs_in_the_interpreter_is_given_up(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "PATIENCE_S", 0.01)
+    with pytest.raises(ArtifactError, match=r"float32\.tflite: the interpreter was not done after 0\.02 s in a trial"):
+        benchmark.main(Config(run, runs=1))
 
 
 def test_one_damaged_artifact_of_a_run_writes_no_report(run: Path) -> None:

@@ -97,6 +97,10 @@ def test_what_cannot_be_read_is_named(text: str, message: str) -> None:
         ("rate: []\n", "nothing to choose from"),
         ("rate: 2020-99-99\n", "no YAML"),
         ("rate: !!int x\n", "no YAML"),
+        ("rate: [1, 2]\nrate: [3, 4]\n", "a knob is there twice"),
+        ("? [1]\n: [2, 3]\n", "no YAML"),
+        (f"rate: 0x{'f' * 5000}\n", "rate: Exceeds the limit"),
+        ("# " + "x" * 70_000, "more than 65536 characters"),
         ("a: &a [1, 2]\nrate: [*a, [*a, *a]]\n", "a form or a list of choices"),
     ],
 )

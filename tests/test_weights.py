@@ -486,6 +486,20 @@ def tampered(trained: keras.Model, folder: Path) -> tuple[h5py.File, str]:
     return file, found[0]
 
 
+def test_a_file_that_can_not_be_walked_in_time_is_refused(trained, tmp_path, monkeypatch):
+    """Forty groups, each in two ways in the one before: a million million paths."""
+    file, _ = tampered(trained, tmp_path)
+    with file:
+        group = file["layers"]
+        for _ in range(40):
+            inner = group.create_group("a")
+            group["b"] = inner
+            group = inner
+    monkeypatch.setattr(weights.hdf5, "PATIENCE_S", 3.0)
+    with pytest.raises(WeightsError, match=r"x\.weights\.h5: reading it was not done after 3 s in a trial"):
+        build(SMALL, SPEC, str(tmp_path / "x.weights.h5"))
+
+
 def test_links_out_of_the_file_are_refused(trained, tmp_path):
     file, array = tampered(trained, tmp_path)
     shape = file[array].shape

@@ -4,13 +4,18 @@ Only arrays are read. The description of the model that a legacy `.h5` or a `.ke
 (a Lambda layer), and is never looked at. Links to other files are refused.
 """
 
+import contextlib
 import io
+import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgetl.backbones import hdf5_trial
 from edgetl.console import quiet_tensorflow
 from edgetl.errors import WeightsError
 
@@ -24,6 +29,29 @@ SUFFIXES = (".keras", ".h5", ".hdf5")
 _INSIDE_KERAS = "model.weights.h5"
 MOST_UNPACKED = 20
 """Times the size of the file."""
+PATIENCE_S = 120.0
+"""For reading a file once; a gigabyte takes some 20 s from a slow disk."""
+
+
+def refuse_stuck(path: Path) -> None:
+    """Read a stranger's file in a process of its own first. What Python can tell of it is left to whoever opens it.
+
+    Raises:
+        WeightsError: libhdf5 crashed, or has not come to an end.
+    """
+    most_bytes = MOST_UNPACKED * path.stat().st_size
+    if path.suffix == ".keras":
+        with contextlib.suppress(OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile), _archive(path):
+            pass  # a bomb is refused before it is unpacked
+    # -P: modules in the folder where the command is given are not ours.
+    command = [sys.executable, "-P", str(Path(hdf5_trial.__file__)), str(path), str(most_bytes)]
+    try:
+        status = subprocess.run(command, capture_output=True, timeout=PATIENCE_S).returncode
+        how = f"crashed ({signal.Signals(-status).name})" if status < 0 else ""
+    except subprocess.TimeoutExpired:
+        how = f"was not done after {PATIENCE_S:g} s"
+    if how:
+        raise WeightsError(f"{path}: reading it {how} in a trial; the file is damaged. Get it again")
 
 
 def is_legacy(path: Path) -> bool:
@@ -82,12 +110,18 @@ def load_by_name(model: keras.Model, path: Path, *, skip: str) -> None:
 
 
 @contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    with zipfile.ZipFile(path) as archive:
+        if archive.getinfo(_INSIDE_KERAS).file_size > MOST_UNPACKED * path.stat().st_size:
+            raise WeightsError(f"{path}: unpacks to far more than weights do; such a file is refused")
+        yield archive
+
+
+@contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
     try:
         if path.suffix == ".keras":
-            with zipfile.ZipFile(path) as archive:
-                if archive.getinfo(_INSIDE_KERAS).file_size > MOST_UNPACKED * path.stat().st_size:
-                    raise WeightsError(f"{path}: unpacks to far more than weights do; such a file is refused")
+            with _archive(path) as archive:
                 source: Any = io.BytesIO(archive.read(_INSIDE_KERAS))
         else:
             source = path

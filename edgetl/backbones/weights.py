@@ -222,6 +222,7 @@ def _existing(weights: str) -> Path:
         )
     if not path.is_file():
         raise WeightsError(f"{path}: no such file of weights. Check the path")
+    hdf5.refuse_stuck(path)
     return path
 
 
