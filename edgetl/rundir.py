@@ -48,6 +48,7 @@ _TEMPORARY = re.compile(rf"\.[^.]+(\.[a-z]\w*){{1,2}}\.[a-z0-9_]{{8}}|\.\d+\.{re
 _END = "\n}\n"
 _SEAL = re.compile(rb',\n  "seal": "([0-9a-f]{64})"\n}\n\Z')
 """How a sealed file ends, see `sealed`."""
+_SHARED = re.compile(rb'("shared_object_id": )([0-9]+)')
 PACKAGES = (
     "edgetl",
     "tensorflow",
@@ -135,13 +136,18 @@ def sweep(folder: Path) -> None:
             each.unlink()
 
 
-def _undated(path: Path, file: BinaryIO) -> None:
-    """Copy a .keras file, leaving out when it was saved."""
+def _reproducible(path: Path, file: BinaryIO) -> None:
+    """Copy a .keras file, leaving out when it was saved and where in memory its objects were."""
+    numbers: dict[bytes, int] = {}  # of objects that layers share, any that tell them apart; Keras takes addresses
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(file, "w") as copy:
         for name in source.namelist():
             with source.open(name) as old, copy.open(zipfile.ZipInfo(name), "w", force_zip64=True) as new:
                 if name == "metadata.json":
                     new.write(json.dumps(json.load(old) | {"date_saved": "1980-01-01@00:00:00"}).encode())
+                elif name == "config.json":
+                    new.write(
+                        _SHARED.sub(lambda at: at[1] + b"%d" % numbers.setdefault(at[2], len(numbers)), old.read())
+                    )
                 else:
                     shutil.copyfileobj(old, new, 1 << 20)
 
@@ -222,13 +228,13 @@ class RunDir:
         write_atomic(self.path / name, content)
 
     def write_model(self, model: "keras.Model") -> None:
-        """Write the Keras model, whole or not at all, and without dates: equal weights are equal files."""
+        """Write the Keras model, whole or not at all; equal models are equal files."""
         temporary = self.path / f".{os.getpid()}.{MODEL}"  # Keras goes by the extension
         try:
             with _naming(self.model_path):
                 model.save(temporary)
             with new_file(self.model_path) as file:
-                _undated(temporary, file)
+                _reproducible(temporary, file)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -19,7 +19,7 @@ from edgetl.config import from_json, to_json
 from edgetl.data import load
 from edgetl.errors import ConfigError, DatasetError
 from edgetl.outputs import Task
-from edgetl.rundir import write_atomic
+from edgetl.rundir import read_json, write_atomic
 from recipes import audit
 from recipes.audit import Config
 
@@ -59,7 +59,7 @@ def test_an_audit_writes_what_it_found(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "audit"
     result = run(folder, out)
     assert sorted(path.name for path in out.iterdir()) == ["audit.html", "audit.json", "exclude.csv"]
-    assert from_json(Audit, (out / "audit.json").read_bytes()) == result.audit
+    assert read_json(Audit, out / "audit.json") == result.audit
     assert listed(out) == {
         ("train/cat/copy.jpg", "exact_copy"): "exclude",  # the one in test stays
         ("train/dog/0001.jpg", "unreadable"): "exclude",

@@ -16,12 +16,11 @@ from photos import make_photo, make_photo_folder
 from edgetl import data, heads
 from edgetl.backbones.build import build
 from edgetl.backbones.registry import BACKBONES
-from edgetl.config import from_json
 from edgetl.console import swallowed_output
 from edgetl.errors import ArtifactError, ConfigError, DatasetError
 from edgetl.inputs import ImageInput
 from edgetl.probe import fit_linear_probe
-from edgetl.rundir import MODEL, RunDir, sha256_of
+from edgetl.rundir import MODEL, RunDir, read_json, sha256_of
 from export import artifacts, convert, quantize, schemes
 from export.artifacts import Artifact, find_artifacts
 from export.conversion import calibration_photos
@@ -170,7 +169,7 @@ def test_artifact_json_describes_the_file(finished_run: RunDir) -> None:
     run_sha256 = sha256_of(finished_run.path / MODEL)
     for scheme in USUAL:
         path = finished_run.export_path / f"{scheme}.tflite"
-        artifact = from_json(Artifact, path.with_suffix(".json").read_bytes())
+        artifact = read_json(Artifact, path.with_suffix(".json"))
         model = Model(path)
         assert (artifact.scheme, artifact.path) == (scheme, path.name)
         assert artifact.sha256 == sha256_of(path)

@@ -17,7 +17,7 @@ import pytest
 
 from edgetl.config import from_json, to_json
 from edgetl.errors import ArtifactError, ConfigError, RunError
-from edgetl.rundir import RunDir, sha256_of
+from edgetl.rundir import RunDir, read_json, sha256_of
 from export import android, bundle, deploy, devices, remote, remote_agent, report, ssh
 from export.artifacts import find_artifacts
 from export.deploy import Config, main
@@ -507,7 +507,7 @@ def test_android_figures_come_home_and_nothing_stays(
     )
     done = main(on_phone(there, tool, threads=(1, 2)))
     assert done.folder == there / "devices" / "Acme One emulator-5554" / "int8" and deploy.status(done) == 0
-    written = from_json(android.AndroidReport, (done.folder / "android.json").read_bytes())
+    written = read_json(android.AndroidReport, done.folder / "android.json")
     assert [each.threads for each in written.timings] == [1, 2] and written.timings[0].runs == android.RUNS
     assert (written.device.android, written.device.processor, written.tool_sha256) == ("14", "", sha256_of(tool))
     (row,) = report.main(report.Config(there)).devices

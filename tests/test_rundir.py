@@ -99,12 +99,17 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     assert content(tmp_path) == {"a.txt": b"old"}
 
 
-def test_a_run_has_no_dates_in_its_model(tmp_path: Path) -> None:
+def test_equal_models_are_equal_files(tmp_path: Path) -> None:
     import keras
 
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
-    contents = []
+    contents, kept = [], []
     for name in ("a", "b"):
+        keras.utils.set_random_seed(0)
+        keras.backend.clear_session()  # names are counted
+        policy = keras.DTypePolicy("float32")  # an object that layers share: Keras tells it by its address
+        dense = [keras.layers.Dense(3, dtype=policy) for _ in range(2)]
+        model = keras.Sequential([keras.Input((2,)), *dense])
+        kept.append(model)  # or the next one's policy could lie at the same address
         (tmp_path / name).mkdir()
         RunDir(tmp_path / name).write_model(model)
         contents.append((tmp_path / name / rundir.MODEL).read_bytes())

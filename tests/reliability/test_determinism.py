@@ -76,7 +76,7 @@ def made(folder: Path, photos: Path, hash_seed: str) -> dict[str, bytes]:
     environment = os.environ | {
         "PYTHONHASHSEED": hash_seed,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-        "EDGETL_CACHE": str(folder.parent / f"cache{hash_seed}"),
+        "EDGETL_CACHE": "cache",
     }
     subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(chain)], cwd=folder, env=environment, check=True)
     return snapshot(folder)
