@@ -286,7 +286,8 @@ def test_a_report_needs_an_evaluation(run_copy: RunDir) -> None:
     before = (run_copy.path / "report.json").read_bytes()
     with pytest.raises(ArtifactError, match=r"not evaluated yet\. Run python -m export\.evaluate"):
         report.main(report.Config(run_copy.path))
-    (run_copy.export_path / EVALUATION).write_text('{"schema_version": 1}')
-    with pytest.raises(RunError, match=r"evaluation\.json: .*damaged"):
-        report.main(report.Config(run_copy.path))
+    for found, told in (("{}", "damaged"), ('{"schema_version": 1}', "schema_version 1, this edgetl reads 3")):
+        (run_copy.export_path / EVALUATION).write_text(found)
+        with pytest.raises(RunError, match=rf"evaluation\.json: .*{told}"):
+            report.main(report.Config(run_copy.path))
     assert (run_copy.path / "report.json").read_bytes() == before

@@ -120,7 +120,7 @@ def test_reports_of_an_earlier_version_are_refused_in_one_line(
     assert command(export_report.main, export_report.Config, prog="report", show=export_report.show, argv=argv) == 2
     written = capsys.readouterr().err
     assert str(path) in written
-    assert "damaged or from another version; make it again" in written
+    assert "schema_version 1, this edgetl reads 2. Make the file again" in written
     assert written.count("\n") == 1
 
 
