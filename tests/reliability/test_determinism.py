@@ -71,7 +71,7 @@ def without_times(value: object) -> object:
 
 
 def made(folder: Path, photos: Path, hash_seed: str) -> dict[str, bytes]:
-    """Run the chain in a process, and read what it leaves. All do it in one place, as some files hold where they are."""
+    """Run the chain in a process, and read what it leaves; all do it in one place, which some of the files name."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     chain = [[str(photos) if word == "DATA" else word for word in words] for words in CHAIN]
