@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,7 +71,8 @@ def without_times(value: object) -> object:
 
 
 def made(folder: Path, photos: Path, hash_seed: str) -> dict[str, bytes]:
-    """Run the chain in a process, and read what it leaves."""
+    """Run the chain in a process, and read what it leaves; all do it in one place, which some of the files name."""
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     chain = [[str(photos) if word == "DATA" else word for word in words] for words in CHAIN]
     environment = os.environ | {
@@ -84,7 +86,7 @@ def made(folder: Path, photos: Path, hash_seed: str) -> dict[str, bytes]:
 
 def test_the_same_seed_is_the_same_bytes(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     photos = make_photo_folder(tmp_path / "photos", {"cat": 12, "dog": 12}, size=(40, 32))
-    first, *others = (made(tmp_path / f"by{seed}", photos, seed) for seed in SEEDS)
+    first, *others = (made(tmp_path / "here", photos, seed) for seed in SEEDS)
     exact = set(first)
     for other in others:
         assert set(other) == set(first)
