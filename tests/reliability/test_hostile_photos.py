@@ -49,8 +49,15 @@ STUCK_SECONDS = 100
 
 # --- the readers: a process of its own ------------------------------------------------------------------------------
 
+PEAK = """
+def peak_mb():
+    # Not ru_maxrss, which begins at what the process that started this one had.
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1000
+
+"""
 READERS = """
-import faulthandler, json, resource, sys, threading, time
+import faulthandler, json, sys, time
 from pathlib import Path
 
 from edgetl.audit.looks import look
@@ -90,7 +97,7 @@ def tell(path):
             said[way] = "reason: " + str(error).removeprefix(f"{path}: ").removesuffix(ADVICE)
         said[f"{way}_s"], said[f"{way}_cpu"] = time.monotonic() - start, time.process_time() - used
         faulthandler.cancel_dump_traceback_later()
-    said["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    said["peak_mb"] = peak_mb()
     return said
 
 faulthandler.enable()
@@ -102,7 +109,7 @@ for line in sys.stdin:
 def read_all(paths: list[Path], ways: Sequence[str] = WAYS) -> list[dict[str, object]]:
     """What each way in said of each file; fails where the process dies, naming the file that killed it."""
     done = subprocess.run(
-        [sys.executable, "-c", READERS, "stretch", str(STUCK_SECONDS), *ways],
+        [sys.executable, "-c", PEAK + READERS, "stretch", str(STUCK_SECONDS), *ways],
         input="".join(f"{json.dumps(str(path))}\n" for path in paths),
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -324,9 +331,7 @@ def test_damaged_photos_are_read_alike_everywhere_or_refused(
     counts = check(told)
     assert min(counts["read"], counts["refused"]) > 500  # damage that all shows, or none, would test one half alone
     peak = max(float(str(each["peak_mb"])) for each in told)
-    assert peak < 400, (
-        "MB; numpy, scipy for the audit's hash and Pillow take 150, a mutated header may say 30 megapixels"
-    )
+    assert peak < 200, "MB; imports take 80, and a damaged header may say some megapixels"
     record_property("damaged photos, each read by training, audit and device", len(told))
     record_property("damaged photos read / refused", f"{counts['read']} / {counts['refused']}")
     record_property(
@@ -555,17 +560,15 @@ def test_the_largest_photos_take_bounded_memory_one_at_a_time(
     said = [each for path in write(tmp_path / "largest", largest) for each in read_all([path], ["train"])]
     for each in said:
         assert str(each["train"]).startswith("pixels") and float(str(each["train_cpu"])) < LARGEST_SECONDS, each
-        assert float(str(each["peak_mb"])) < 1700, "MB: 8 bytes a pixel are 1,430, imports and 16-byte rows the rest"
+        assert float(str(each["peak_mb"])) < 1700, "MB: 8 bytes a pixel are 1,415, imports the rest"
         record_property(
             f"largest {each['name']}",
             f"{each['peak_mb']:.0f} MB, {each['train_s']:.1f} s, {each['train_cpu']:.1f} s cpu",
         )
-    code = (
-        "import resource, sys; from pathlib import Path; from edgetl.data import decoded, load\n"
-        "from edgetl.inputs import ImageInput\n"
-        "examples = load(sys.argv[1])\n"
-        "count = sum(len(batch.pixels) for batch in decoded(examples, ImageInput(64, 64), workers=4))\n"
-        "print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000)\n"
+    code = PEAK + (
+        "import sys\nfrom edgetl.data import decoded, load\nfrom edgetl.inputs import ImageInput\n"
+        "batches = decoded(load(sys.argv[1]), ImageInput(64, 64), workers=4)\n"
+        "print(sum(len(batch.pixels) for batch in batches), round(peak_mb()))\n"
     )
     data = png(6_000, 6_000, 8, 6, 6_000)  # 36 megapixels, 288 MB each while it is decoded
     for name in ("a", "b"):
@@ -658,7 +661,7 @@ def test_an_audit_names_what_it_cannot_read_and_a_recipe_leaves_it_out(
     error = refused(*options, "--quiet", cwd=tmp_path)
     assert f"of {len(said)} files can't be read, more than 1.0%: a/damaged/any bits 0 of alpha.png: damaged: " in error
     assert not (tmp_path / "run/model.keras").exists()
-    done = run(*options, "--max-unreadable", "1", "--quiet", cwd=tmp_path)
+    done = run(*options, "--max-unreadable", "0.9", "--quiet", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = RunDir(tmp_path / "run").rows
     assert set(rows) == {each.relative_to(root).as_posix() for each in root.rglob("*.*") if each.name in readable}
