@@ -235,3 +235,16 @@ def test_comparison_with_litert_benchmark_runs(run: Path) -> None:
         latency.their_median_ms(run / "none.tflite", latency.Config())
     with pytest.raises(ConfigError):
         latency.main(dataclasses.replace(latency.Config(), runs=0))
+
+
+def test_an_artifact_that_is_not_the_described_one_is_not_timed(
+    run_copy: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run_copy.export_path / "int8.tflite"
+    flipped = bytearray(path.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    path.write_bytes(flipped)
+    before = (run_copy.export_path / "int8.latency.json").read_bytes()
+    assert status(run_copy.path, "--schemes", "int8", "--runs", 1) == 2
+    assert "int8.tflite: expected sha256" in capsys.readouterr().err
+    assert (run_copy.export_path / "int8.latency.json").read_bytes() == before
