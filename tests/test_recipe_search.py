@@ -208,6 +208,8 @@ def test_fine_tuning_is_searched_and_hopeless_trials_are_stopped(photos: Path, t
         photos,
         tmp_path / "out",
         recipe="fine_tune",
+        backbone="EfficientNetLite0",  # pretrained: what a high rate can spoil is there
+        weights="imagenet",
         space=("backbone_lr=loguniform(1e-6,1)", "thaw=choice(1,2)"),
         fixed=("epochs=3", "views=1", "augment=none"),
         trials=9,
