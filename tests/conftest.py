@@ -88,7 +88,7 @@ def finished_run(shared: Path, trained_run: RunDir) -> RunDir:
 
     path = shared / "run"
     with alone(shared, "another process converts"):
-        if not (path / "export" / report.REPORT).is_file():
+        if not (path / report.REPORT).is_file():  # written last
             shutil.copytree(trained_run.path, path, dirs_exist_ok=True)
             convert.main(convert.Config(path, calibration_images=12, seed=3))
             evaluate.main(evaluate.Config(path))

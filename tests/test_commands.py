@@ -822,7 +822,7 @@ ON_THE_DEVICE: dict[str, tuple[Prepare, list[str]]] = {
     "photo gone": (bundled("predict", "none.jpg"), ["none.jpg: No such file"]),
     "no photo": (bundled("predict", "{here}/x.jpg", x_jpg=b"no photo"), ["x.jpg: not a photo"]),
     "an empty photo": (bundled("predict", "{here}/x.jpg", x_jpg=b""), ["x.jpg: empty file (0 bytes)"]),
-    "a folder for a photo": (bundled("predict", "{here}"), ["Is a directory"]),
+    "a folder for a photo": (bundled("predict", "{here}"), ["not a regular file. Give a photo"]),
     "lines in a path": (bundled("predict", "a\nb.jpg"), ["a b.jpg: No such file"]),
     "a long name": (bundled("predict", "x" * 300 + ".jpg"), ["File name too long"]),
     "no array": (bundled("predict", "{here}/x.npy", x_npy=b"\x93NUMPY"), ["x.npy: not a .npy file"]),
@@ -938,7 +938,8 @@ def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture
 # --- the disk -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["fsync", pytest.param("replace", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_finished(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -963,6 +964,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_finished(
     assert run("recipe", *options, "--quiet") == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_artifacts_are_written_keeps_the_old_ones(
     run_copy: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -477,6 +477,7 @@ def test_artifact_json_has_no_surprises(finished_run: RunDir) -> None:
     assert keys >= {"scheme", "path", "sha256", "size_bytes", "inputs", "outputs", "calibration", "schema_version"}
 
 
+@pytest.mark.slow
 def test_what_was_measured_of_an_artifact_goes_when_it_is_another(run_copy: RunDir) -> None:
     for scheme in ("float32", "int8"):
         (run_copy.export_path / f"{scheme}.layers.csv").write_text("of the old file")

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from editing import unseal
 
 from edgetl.config import from_json, to_json
 from edgetl.errors import ArtifactError, ConfigError, RunError
@@ -167,7 +168,7 @@ def test_reports_on_another_file_are_refused(deployed: tuple[deploy.Deployed, Pa
     for name in devices.COMMANDS:
         path = run / done.folder.relative_to(original) / f"{name}.json"
         text = path.read_text()
-        path.write_text(text.replace(done.row.sha256, "0" * 64))
+        unseal(path, done.row.sha256, "0" * 64)
         with pytest.raises(ArtifactError, match=rf"{name}.json: about another file than int8.tflite is now"):
             devices.device_rows(RunDir(run), artifacts)
         path.unlink()

@@ -302,6 +302,7 @@ def check_interruptions(tmp_path: Path, settings: dict[str, Any], stops: int, se
     assert not changed(weights_of(resumed), weights_of(model)), places
 
 
+@pytest.mark.slow
 def test_stopped_at_random_lines_ends_the_same(tmp_path: Path) -> None:
     check_interruptions(tmp_path, EVERYTHING, stops=3, seed=0)
 

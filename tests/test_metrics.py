@@ -144,7 +144,7 @@ def test_ordinal_scores_are_scikit_learns(case: tuple[np.ndarray, np.ndarray]) -
     assert found.mean_steps == pytest.approx(sk.mean_absolute_error(labels, predicted))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        kappa = sk.cohen_kappa_score(labels, predicted, weights="quadratic")
+        kappa = sk.cohen_kappa_score(labels, predicted, labels=range(count), weights="quadratic")
     assert found.kappa == (None if np.isnan(kappa) else pytest.approx(kappa))
     plain = score(labels, probabilities, classes(count))
     assert isinstance(plain, ClassificationScores)

@@ -85,6 +85,7 @@ def test_range_test_curve(kind: str) -> None:
     assert count(image, plots.BLUE) > 25
 
 
+@pytest.mark.slow
 def test_the_same_numbers_give_the_same_bytes_in_many_threads() -> None:
     rows = [history(("all", n)) for n in (2, 3)] * 4
     alone = [training_curves(each, "x") for each in rows[:2]]

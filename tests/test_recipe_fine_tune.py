@@ -164,6 +164,7 @@ def exported(tuned: RunDir, tmp_path_factory: pytest.TempPathFactory) -> tuple[R
     return RunDir(path), report.main(report.Config(path))
 
 
+@slow
 def test_a_run_goes_straight_through_export(
     exported: tuple[RunDir, report.Report], finished_run: RunDir, tuned: RunDir
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_run_goes_straight_through_export(
     np.testing.assert_allclose(Model(run.path / "export/float32.tflite").predict(photo), expected, atol=1e-4)
 
 
+@slow
 def test_the_report_repeats_the_notes(exported: tuple[RunDir, report.Report]) -> None:
     run, made = exported
     notes = read_json(Metrics, run.path / rundir.METRICS).notes
@@ -452,6 +454,7 @@ def test_interrupted_in_the_middle_of_an_epoch(
 # --- the learning rate ----------------------------------------------------------------------------------------------
 
 
+@slow
 def test_the_rate_finder_writes_figures_and_a_picture_and_says_which_options(
     photo_folder: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

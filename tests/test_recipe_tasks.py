@@ -90,8 +90,7 @@ def check(run: RunDir, task: Task) -> tuple[OutputSpec, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "task",
-    ["multi_label", "regression", *(pytest.param(task, marks=slow) for task in ("classification", "ordinal"))],
+    "task", ["regression", *(pytest.param(task, marks=slow) for task in HEADS if task != "regression")]
 )
 def test_feature_extraction_makes_a_run_of_every_task(runs: Runs, task: Task) -> None:
     run = runs(task)

@@ -77,6 +77,7 @@ def test_a_grid_tries_every_point_once(tmp_path: Path) -> None:
     assert len({tuple(params.items()) for params in found}) == 6
 
 
+@pytest.mark.slow
 def test_tpe_learns_what_random_search_does_not(tmp_path: Path) -> None:
     means = {}
     for method in ("random", "tpe"):
