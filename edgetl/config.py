@@ -211,6 +211,8 @@ def _refuse_empty_paths(config: type, argv: Sequence[str], prog: str) -> None:
         option, _, attached = word.replace("_", "-").partition("=")
         if option in paths and (value if "=" not in word else attached) == "":
             raise ConfigError(f"{option} '': a path is needed, . for the current folder. See {prog} --help")
+    if argv and argv[0] == "" and any("Positional" in str(field.type) for field in dataclasses.fields(config)):
+        raise ConfigError(f"'': a path is needed, . for the current folder. See {prog} --help")
 
 
 def _option(field: "dataclasses.Field[Any]") -> str:

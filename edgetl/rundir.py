@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from edgetl.config import from_json, to_json
+from edgetl.console import log
 from edgetl.data import Examples, Splits, locate, read_csv
 from edgetl.errors import ConfigError, DatasetError, RunError
 from edgetl.inputs import InputSpec
@@ -43,7 +44,8 @@ MODEL = "model.keras"
 METRICS = "metrics.json"
 MANIFEST = "manifest.json"
 RESULTS = (CONFIG, INPUTS, OUTPUTS, LABELS, SPLITS, MODEL, METRICS)
-_TEMPORARY = re.compile(rf"\.[^.]+(\.[a-z]\w*){{1,2}}\.[a-z0-9_]{{8}}|\.\d+\.{re.escape(MODEL)}")
+_PART = ".edgetl-part"
+_TEMPORARY = re.compile(rf"\..*{re.escape(_PART)}|\.\d+\.{re.escape(MODEL)}", re.DOTALL)
 """What `new_file` and `write_model` call a file that is not whole yet."""
 _END = "\n}\n"
 _SEAL = re.compile(rb',\n  "seal": "([0-9a-f]{64})"\n}\n\Z')
@@ -103,8 +105,8 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
+                os.fchmod(file.fileno(), 0o644)
+                Path(temporary).replace(path)  # while it is locked: what is not may be swept
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -113,9 +115,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 def _temporary(path: Path) -> tuple[int, str]:
     """Open a new file, locked as long as it is open: what is not locked was left by a kill."""
     while True:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
+        with contextlib.suppress(OSError):  # some network file systems have no locks; nothing is swept there either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if Path(temporary).exists():
             return handle, temporary
         os.close(handle)  # swept by another process before it was locked
 
@@ -131,7 +134,7 @@ def sweep(folder: Path) -> None:
     for each in folder.iterdir() if folder.is_dir() else ():
         if not (_TEMPORARY.fullmatch(each.name) and each.is_file()):
             continue
-        with contextlib.suppress(FileNotFoundError, BlockingIOError, PermissionError), each.open("rb") as file:
+        with contextlib.suppress(OSError), each.open("r+b") as file:  # NFS locks only what can be written
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             each.unlink()
 
@@ -158,7 +161,8 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
+        if not error.filename or path.name in Path(str(error.filename)).name:
+            error.filename = str(path)
         raise
 
 
@@ -404,7 +408,7 @@ def writing(path: str | Path, recipe: str, config: Any) -> Iterator[RunDir]:
     made = not run.path.exists()
     run.path.mkdir(parents=True, exist_ok=True)
     with _locked(run.path / ".lock", run.path):
-        sweep(run.path)
+        _sweep_all(run)
         fresh = not stored.is_file()
         if fresh:
             run.write(CONFIG, json.dumps(settings, indent=2) + "\n")
@@ -428,9 +432,15 @@ def held(run: RunDir) -> Iterator[RunDir]:
         RunError: another process is writing it.
     """
     with _locked(run.path / ".lock", run.path):
-        sweep(run.path)
-        sweep(run.export_path)
+        _sweep_all(run)
         yield run
+
+
+def _sweep_all(run: RunDir) -> None:
+    """Sweep a run and the folders in it: artifacts, trials, folds."""
+    sweep(run.path)
+    for folder in run.path.iterdir():
+        sweep(folder)
 
 
 def _bare(path: Path) -> bool:
@@ -468,11 +478,14 @@ def _younger(old: dict[str, Any], config: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _locked(lock: Path, what: Path) -> Iterator[None]:
-    with lock.open("a") as file:
+    mine = os.access(lock, os.W_OK) or not lock.exists()  # in a folder that people share it may be another's
+    with lock.open("a" if mine else "r") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(
                 f"{what}: another process is writing this run. Wait for it or use another run directory"
             ) from None
+        except OSError as error:
+            log.warning("%s: this file system has no locks (%s): let no other command write it", what, error.strerror)
         yield

@@ -45,7 +45,8 @@ def refuse_crashing(paths: Sequence[Path], *, threads: int = 1, kernels: "Kernel
         how, output = f"was not done after {late.timeout:g} s", (late.stdout or b"").decode()
     tried = output.split().count(_DONE)
     if tried < len(paths):
-        raise ArtifactError(f"{paths[tried]}: the interpreter {how} in a trial. Don't use it; make or get it again")
+        advice = "Don't use it; make or get it again" if "crashed" in how else "Try again, or make or get it again"
+        raise ArtifactError(f"{paths[tried]}: the interpreter {how} in a trial. {advice}")
 
 
 def _main(kernels: "Kernels", threads: int, *paths: str) -> None:

@@ -323,6 +323,7 @@ CASES: dict[str, tuple[str, Prepare, list[str]]] = {
         for name in ("convert", "optimize", "layers", "evaluate", "report")
         for what, prepare, parts in (
             ("no run", missing(), ["gone", "no such run directory", "python -m recipes"]),
+            ("an unset variable", words(""), ["'': a path is needed", "--help"]),
             ("no run given", words(), ["See", "--help"]),
             ("not a run", lambda here, run: [here], ["not a run directory", "--out of a recipe"]),
             ("unfinished", on_run(damage=remove(rundir.MANIFEST)), ["unfinished", "same settings"]),

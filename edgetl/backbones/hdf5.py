@@ -30,7 +30,7 @@ _INSIDE_KERAS = "model.weights.h5"
 MOST_UNPACKED = 20
 """Times the size of the file."""
 PATIENCE_S = 120.0
-"""For reading a file once; a gigabyte takes some 20 s from a slow disk."""
+"""For reading a file once, and a second more for each megabyte."""
 
 
 def refuse_stuck(path: Path) -> None:
@@ -45,13 +45,22 @@ def refuse_stuck(path: Path) -> None:
             pass  # a bomb is refused before it is unpacked
     # -P: modules in the folder where the command is given are not ours.
     command = [sys.executable, "-P", str(Path(hdf5_trial.__file__)), str(path), str(most_bytes)]
+    patience_s = PATIENCE_S + path.stat().st_size / 1e6
     try:
-        status = subprocess.run(command, capture_output=True, timeout=PATIENCE_S).returncode
-        how = f"crashed ({signal.Signals(-status).name})" if status < 0 else ""
+        status = subprocess.run(command, capture_output=True, timeout=patience_s).returncode
     except subprocess.TimeoutExpired:
-        how = f"was not done after {PATIENCE_S:g} s"
-    if how:
-        raise WeightsError(f"{path}: reading it {how} in a trial; the file is damaged. Get it again")
+        raise WeightsError(
+            f"{path}: reading it was not done after {patience_s:.0f} s in a trial: damaged, or on a slow disk. "
+            "Get it again, or copy it to a faster one"
+        ) from None
+    if status == -signal.SIGKILL:
+        raise WeightsError(
+            f"{path}: reading it was killed in a trial, perhaps for want of memory. Make room, try again"
+        )
+    if status < 0:
+        raise WeightsError(
+            f"{path}: reading it crashed ({signal.strsignal(-status)}) in a trial; the file is damaged. Get it again"
+        )
 
 
 def is_legacy(path: Path) -> bool:

@@ -43,7 +43,7 @@ def scan(folder: Path, root: Path) -> Found:
                 path = Path(entry.path)
                 if entry.is_symlink() and (path.is_dir() or not leads_into(path, home)):
                     found.escapes.append(path.relative_to(root).as_posix())
-                elif path.is_dir():  # entry.is_dir raises where a link leads in circles
+                elif entry.is_dir(follow_symlinks=False):
                     waiting.append(path)
                 elif path.suffix.lower() in EXTENSIONS:
                     found.photos.append(_id(path, root))

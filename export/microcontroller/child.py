@@ -18,9 +18,12 @@ class Ended:
 
     @property
     def how(self) -> str:
-        """`crashed (SIGSEGV)`, or `failed` with the last line that it said."""
+        """`crashed (SIGSEGV)`, `was killed`, or `failed` with the last line that it said."""
+        if self.status == -signal.SIGKILL:
+            return "was killed (perhaps for want of memory)"
         if self.status < 0:
-            return f"crashed ({signal.Signals(-self.status).name})"
+            known = -self.status in {each.value for each in signal.Signals}
+            return f"crashed ({signal.Signals(-self.status).name if known else f'signal {-self.status}'})"
         last = (self.errors.strip() or self.output.strip() or f"exit status {self.status}").splitlines()[-1]
         return f"failed: {last.rstrip('.')}"
 
