@@ -156,7 +156,7 @@ def test_an_interrupted_pass_keeps_its_shards_and_resumes(photos: Path, after: i
     assert len(shards(photos)) == after // 4
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".npz"]
     (folder,) = (tmp_path / "cache" / "features").iterdir()
-    (folder / ".0123abcd.npz.k2j3h4_9").write_bytes(b"half")  # as a kill leaves it
+    (folder / ".0123abcd.npz.k2j3h4_9.edgetl-part").write_bytes(b"half")  # as a kill leaves it
     counted: list[int] = []
 
     def count(pixels: np.ndarray) -> np.ndarray:
