@@ -626,7 +626,7 @@ OF_A_RUN: dict[str, tuple[Prepare, list[str]]] = {
     "no run given": (words(), ["Missing", "PATH", "--help"]),
     "not a run": (lambda here, run: [here], ["not a run directory", "--out of a recipe"]),
     "a file": (lambda here, run: [GOLDEN / "run/config.json"], ["config.json: no such run directory"]),
-    "no name": (words(""), [".: not a run directory", "--out of a recipe"]),
+    "no name": (words(""), ["'': a path is needed, . for the current folder", "--help"]),
     "lines in a path": (words("a\nb"), ["a b: no such run directory"]),
     "long name": (words("x" * 300), ["x"]),
     "unfinished": (on_run(damage=remove(rundir.MANIFEST), source=GOLDEN / "run"), ["unfinished", "same settings"]),
