@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgetl import child
 from edgetl.errors import ArtifactError
-from export.microcontroller import child
 
 if TYPE_CHECKING:
     from export.device.interpreter import Kernels
@@ -40,12 +40,12 @@ def refuse_crashing(paths: Sequence[Path], *, threads: int = 1, kernels: "Kernel
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *there])}
     try:
         ended = child.run(command, patience_s=PATIENCE_S * len(paths), environment=environment)
-        how, output = ended.how, ended.output
+        how, crashed, output = ended.how, ended.crashed, ended.output
     except subprocess.TimeoutExpired as late:
-        how, output = f"was not done after {late.timeout:g} s", (late.stdout or b"").decode()
+        how, crashed, output = f"was not done after {late.timeout:g} s", False, (late.stdout or b"").decode()
     tried = output.split().count(_DONE)
     if tried < len(paths):
-        advice = "Don't use it; make or get it again" if "crashed" in how else "Try again, or make or get it again"
+        advice = "Don't use it; make or get it again" if crashed else "Try again, or make or get it again"
         raise ArtifactError(f"{paths[tried]}: the interpreter {how} in a trial. {advice}")
 
 

@@ -14,6 +14,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from tiny_tflite import SIDE, pixels, tiny
 
+from edgetl import child
 from edgetl.config import to_json
 from edgetl.errors import ConfigError
 from edgetl.inputs import ImageInput
@@ -22,7 +23,7 @@ from edgetl.outputs import OutputSpec
 from export import metadata
 from export.device.interpreter import Model, TensorInfo
 from export.flatbuffer import BUFFER_ALIGNMENT, operators, unpack
-from export.microcontroller import child, ethos_u, interpreter, mcu, sources
+from export.microcontroller import ethos_u, interpreter, mcu, sources
 
 NAMES = ('tab"by', "lion's", "naïve ??/ \\n 100%", "猫")
 OUTPUTS = OutputSpec("classification", NAMES)
@@ -190,7 +191,7 @@ def test_an_interrupt_leaves_nothing_running(tmp_path: Path) -> None:
         "import os, pathlib, signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
         f"pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid())); time.sleep(60)"
     )
-    waiting = f"import sys; from export.microcontroller import child; child.run([sys.executable, '-c', {stubborn!r}])"
+    waiting = f"import sys; from edgetl import child; child.run([sys.executable, '-c', {stubborn!r}])"
     with subprocess.Popen([sys.executable, "-c", waiting], stderr=subprocess.DEVNULL) as parent:
         deadline = time.monotonic() + 30
         while not (pid_file.is_file() and pid_file.read_text()):

@@ -6,7 +6,6 @@ Only arrays are read. The description of the model that a legacy `.h5` or a `.ke
 
 import contextlib
 import io
-import signal
 import subprocess
 import sys
 import zipfile
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgetl import child
 from edgetl.backbones import hdf5_trial
 from edgetl.console import quiet_tensorflow
 from edgetl.errors import WeightsError
@@ -39,28 +39,23 @@ def refuse_stuck(path: Path) -> None:
     Raises:
         WeightsError: libhdf5 crashed, or has not come to an end.
     """
-    most_bytes = MOST_UNPACKED * path.stat().st_size
+    size = path.stat().st_size
     if path.suffix == ".keras":
         with contextlib.suppress(OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile), _archive(path):
             pass  # a bomb is refused before it is unpacked
     # -P: modules in the folder where the command is given are not ours.
-    command = [sys.executable, "-P", str(Path(hdf5_trial.__file__)), str(path), str(most_bytes)]
-    patience_s = PATIENCE_S + path.stat().st_size / 1e6
+    command = [sys.executable, "-P", str(Path(hdf5_trial.__file__)), str(path), str(MOST_UNPACKED * size)]
+    patience_s = PATIENCE_S + size / 1e6
     try:
-        status = subprocess.run(command, capture_output=True, timeout=patience_s).returncode
+        ended = child.run(command, patience_s=patience_s)
     except subprocess.TimeoutExpired:
         raise WeightsError(
             f"{path}: reading it was not done after {patience_s:.0f} s in a trial: damaged, or on a slow disk. "
             "Get it again, or copy it to a faster one"
         ) from None
-    if status == -signal.SIGKILL:
-        raise WeightsError(
-            f"{path}: reading it was killed in a trial, perhaps for want of memory. Make room, try again"
-        )
-    if status < 0:
-        raise WeightsError(
-            f"{path}: reading it crashed ({signal.strsignal(-status)}) in a trial; the file is damaged. Get it again"
-        )
+    if ended.status < 0:
+        advice = "Get it again" if ended.crashed else "Make room and try again"
+        raise WeightsError(f"{path}: reading it {ended.how} in a trial. {advice}")
 
 
 def is_legacy(path: Path) -> bool:

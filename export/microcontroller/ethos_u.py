@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgetl import child
 from edgetl.console import progress, table_lines
 from edgetl.errors import ArtifactError, ConfigError
 from edgetl.rundir import write_atomic
 from export.artifacts import Artifact
 from export.flatbuffer import operators
-from export.microcontroller import child
 
 ACCELERATORS = ("ethos-u55-128", "ethos-u65-256", "ethos-u85-256")
 """One of each kind, by its number of multiply-accumulate units."""

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl import child
 from edgetl.errors import ArtifactError, ConfigError
 from export.flatbuffer import operators, pack, unpack
-from export.microcontroller import child
 
 PROGRAM = Path(__file__).with_name("tflm.py")
 AMPLE = 1 << 29

@@ -7,6 +7,7 @@ import pytest
 import tiny_artifacts
 from tiny_artifacts import tiny_artifact
 
+from edgetl import child
 from edgetl.config import from_json, to_json
 from edgetl.errors import ArtifactError, ConfigError
 from edgetl.inputs import ImageInput
@@ -14,7 +15,7 @@ from edgetl.rundir import open_run
 from export import families, schemes
 from export.artifacts import find_artifacts
 from export.flatbuffer import operators
-from export.microcontroller import child, ethos_u
+from export.microcontroller import ethos_u
 from export.microcontroller.ethos_u import ACCELERATORS, Compilation, NpuReport
 from export.quantize import Quantizer
 

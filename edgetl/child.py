@@ -17,13 +17,18 @@ class Ended:
     """Standard output and standard error."""
 
     @property
+    def crashed(self) -> bool:
+        """Whether it ended by a fault of its own; SIGKILL comes from outside."""
+        return self.status < 0 and self.status != -signal.SIGKILL
+
+    @property
     def how(self) -> str:
         """`crashed (SIGSEGV)`, `was killed`, or `failed` with the last line that it said."""
-        if self.status == -signal.SIGKILL:
-            return "was killed (perhaps for want of memory)"
-        if self.status < 0:
+        if self.crashed:
             known = -self.status in {each.value for each in signal.Signals}
             return f"crashed ({signal.Signals(-self.status).name if known else f'signal {-self.status}'})"
+        if self.status < 0:
+            return "was killed (perhaps for want of memory)"
         last = (self.errors.strip() or self.output.strip() or f"exit status {self.status}").splitlines()[-1]
         return f"failed: {last.rstrip('.')}"
 
