@@ -17,8 +17,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from edgetl.console import log_to_stderr, printable
+from edgetl.console import log_to_stderr
 from edgetl.errors import ConfigError, EdgetlError
+from edgetl.printable import printable
 
 C = TypeVar("C")
 R = TypeVar("R")

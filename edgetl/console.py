@@ -7,7 +7,6 @@ notebook is silent until `logging.getLogger("edgetl").setLevel("INFO")`; `--quie
 import io
 import logging
 import os
-import re
 import sys
 import tempfile
 import threading
@@ -30,16 +29,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from edgetl.printable import printable
+
 log = logging.getLogger("edgetl")
-_UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2060\ufeff\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-"""Control characters, line breaks, what turns the direction of writing, and halves of characters."""
-
-
-def printable(line: str) -> str:
-    """Write out what steers a terminal: the name of a file must not forge a line, hide one or colour it."""
-    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 class _Printable(logging.Formatter):

@@ -4,8 +4,9 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from edgetl.console import printable, table_lines
+from edgetl.console import table_lines
 from edgetl.outputs import Task
+from edgetl.printable import printable
 from edgetl.robustness import CORRUPTIONS
 from edgetl.scores import PRIMARY, Scores
 

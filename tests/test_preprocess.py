@@ -1,5 +1,6 @@
 """Pixels on the device are those of training: photos by the same code, frames by the same arithmetic."""
 
+import importlib
 import io
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +14,9 @@ from sklearn.datasets import load_sample_image
 
 from edgetl.data import read_image
 from edgetl.inputs import ImageInput
-from export.device import preprocess
 from export.device.errors import DeviceError
 from export.device.preprocess import fit, read
+from export.device.shared import shared
 
 SIDES = st.integers(1, 150)
 FRAMES = st.integers(1, 60)
@@ -68,7 +69,7 @@ def test_photos_are_read_by_the_code_of_training(tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     Image.fromarray(photo).save(path)
     np.testing.assert_array_equal(read(path, asdict(SPEC)), read_image(path, SPEC))
-    assert preprocess._shared("data.images").read_image is read_image
+    assert shared("data.images").read_image is read_image
 
 
 def test_frames_are_read_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,8 +78,8 @@ def test_frames_are_read_without_pillow(tmp_path: Path, monkeypatch: pytest.Monk
             raise ModuleNotFoundError("No module named 'PIL'", name="PIL")
         return real(name)
 
-    real = preprocess.importlib.import_module
-    monkeypatch.setattr(preprocess.importlib, "import_module", find)
+    real = importlib.import_module
+    monkeypatch.setattr(importlib, "import_module", find)
     photo = load_sample_image("flower.jpg")
     np.save(tmp_path / "frame.npy", photo)
     assert read(tmp_path / "frame.npy", asdict(SPEC)).shape == (20, 30, 3)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from edgetl.audit import summary
 from edgetl.audit.findings import Audit, CopyGroup, Finding
-from edgetl.console import printable
 from edgetl.data import Examples, read_image
 from edgetl.errors import UnreadableImageError
 from edgetl.inputs import ImageInput
+from edgetl.printable import printable
 
 TEMPLATE = "page.html"
 THUMBNAIL = ImageInput(112, 112, "pad")

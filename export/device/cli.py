@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 from .contents import PROGRAM, read_bundle
 from .errors import DeviceError
-from .outcome import check_place, printable, write_json
+from .outcome import check_place, write_json
+from .shared import shared
 
 COMMANDS = ("info", "predict", "check", "benchmark")
 """Modules beside this one. One that is not asked for is not imported: they cost numpy."""
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(outcome.report, target)
         _print([f"written: {target}"])
     except DeviceError as error:
-        print(f"{PROGRAM}: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"{PROGRAM}: {_printable(' '.join(str(error).split()))}", file=sys.stderr)
         return USAGE_ERROR
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; nothing was written", file=sys.stderr)
@@ -85,11 +86,15 @@ def _module(name: str) -> Any:
         raise DeviceError("numpy is not installed. Install with: pip install numpy") from error
 
 
+def _printable(line: str) -> str:
+    return str(shared("printable").printable(line))
+
+
 def _print(lines: Sequence[str]) -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     try:
-        print("\n".join(map(printable, lines)), flush=True)
+        print("\n".join(map(_printable, lines)), flush=True)
     except OSError as error:
         # The interpreter must not try again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,7 +9,6 @@ import errno
 import json
 import math
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,10 +20,6 @@ from .host import Host, describe_host
 
 if TYPE_CHECKING:
     from .interpreter import Model
-
-_UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2060\ufeff\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
 
 
 @dataclass(frozen=True)
@@ -119,11 +114,6 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
         for cells in (list(zip(row, widths)) for row in rows)  # noqa: B905 (Python 3.9 has no strict)
     ]
     return [line.rstrip() for line in aligned]
-
-
-def printable(line: str) -> str:
-    """Write out what steers a terminal, as the host does: the name of a photo must not forge a line."""
-    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
 
 
 def check_place(path: Path) -> None:

@@ -7,7 +7,6 @@ resize is computed here, to the bit as Pillow does.
 
 from __future__ import annotations
 
-import importlib
 import math
 import zipfile
 from pathlib import Path
@@ -17,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import DeviceError
+from .shared import shared
 
 Pixels = npt.NDArray[np.uint8]
 
-SHARED = ("edgetl_photos", "edgetl")
-"""Where `inputs.py`, `data/geometry.py` and `data/images.py` are: packed, or on the host."""
 PRECISION_BITS = 22
 """Pillow's filter weights are integers of so many binary places."""
 
@@ -43,7 +41,7 @@ def read(path: Path, inputs: dict[str, Any]) -> Pixels:
         return fit(_frame(path), inputs)
     spec = _spec(inputs)
     try:
-        images = _shared("data.images")
+        images = shared("data.images")
     except ImportError as error:
         if error.name and error.name.split(".")[0] == "PIL":
             raise DeviceError(
@@ -74,7 +72,7 @@ def fit(frame: Pixels, inputs: dict[str, Any]) -> Pixels:
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
         raise DeviceError(f"expected a frame uint8 [height, width, 3], RGB. Received: {frame.dtype} {[*frame.shape]}")
     spec = _spec(inputs)
-    box, (width, height) = _shared("data.geometry").placed(
+    box, (width, height) = shared("data.geometry").placed(
         (frame.shape[1], frame.shape[0]), (spec.width, spec.height), spec.resize
     )
     across, down = (1, box[0], box[2], width), (0, box[1], box[3], height)
@@ -132,22 +130,11 @@ def _frame(path: Path) -> Pixels:
 def _spec(inputs: dict[str, Any]) -> Any:
     if inputs.get("kind") != "image":
         raise DeviceError(f"inputs of kind {inputs.get('kind')!r}: this program prepares photos only")
-    found = _shared("inputs")
+    found = shared("inputs")
     try:
         spec = found.ImageInput(**inputs)
         if type(spec.height) is not int or type(spec.width) is not int:
             raise ValueError("height and width must be whole numbers")
         return spec
-    except (TypeError, ValueError, _shared("errors").EdgetlError) as error:
+    except (TypeError, ValueError, shared("errors").EdgetlError) as error:
         raise DeviceError(f"inputs {inputs}: {error}. Convert the model again") from error
-
-
-def _shared(name: str) -> Any:
-    """Import one of training's files, wherever it is."""
-    for package in SHARED:
-        try:
-            return importlib.import_module(f"{package}.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != package:
-                raise
-    raise DeviceError(f"{SHARED[0]}: missing from the device program. Copy the bundle again")
