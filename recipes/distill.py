@@ -114,8 +114,7 @@ def main(config: Config) -> RunDir:
     config = replace(config, data=teacher.examples.source)
     with rundir.writing(config.out, RECIPE, config) as run:
         if run.finished:
-            (run.path / fine_tune.CHECKPOINT).unlink(missing_ok=True)  # left by a kill after the manifest was written
-            finished = results.reopen(run, teacher.examples, Metrics)
+            finished = fine_tune.reopen(run, teacher.examples, Metrics)
             lessons.refuse_other_teacher(finished, teacher.run.model_sha256)
             return finished
         with fine_tune.prepare(config, teacher.examples, run, teacher) as ready:

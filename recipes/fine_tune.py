@@ -185,8 +185,7 @@ def train_on(config: Config, examples: data.Examples) -> RunDir:
     """Run the experiment on examples that were loaded already: those of a fold, say; `config` was checked."""
     with rundir.writing(config.out, RECIPE, config) as run:
         if run.finished:
-            (run.path / CHECKPOINT).unlink(missing_ok=True)  # left by a kill after the manifest was written
-            return results.reopen(run, examples, Metrics)
+            return reopen(run, examples, Metrics)
         with prepare(config, examples, run) as ready:
             training = training_of(config, run, ready)
             # From here on the directory belongs to these settings: nothing above may write into it.
@@ -194,6 +193,12 @@ def train_on(config: Config, examples: data.Examples) -> RunDir:
             history = training.run()
         save(config, run, ready, history)
     return rundir.open_run(run.path)
+
+
+def reopen(run: RunDir, examples: data.Examples, metrics: type[Metrics]) -> RunDir:
+    """Do what `results.reopen` does, and delete the checkpoint that a kill after the last file of a run has left."""
+    (run.path / CHECKPOINT).unlink(missing_ok=True)
+    return results.reopen(run, examples, metrics)
 
 
 def check(config: Config) -> None:
