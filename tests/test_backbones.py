@@ -23,7 +23,7 @@ FAMILIES = [
     ("MobileNet_025", "mobilenet"),
     ("MobileNetV2", "mobilenet_v2"),
     pytest.param("MobileNetV2_140", "mobilenet_v2", marks=slow),
-    ("MobileNetV3Small", "mobilenet_v3"),
+    pytest.param("MobileNetV3Small", "mobilenet_v3", marks=slow),
     pytest.param("EfficientNetB0", "efficientnet", marks=slow),
     pytest.param("EfficientNetV2B0", "efficientnet_v2", marks=slow),
     ("VGG16", "vgg16"),

@@ -168,6 +168,7 @@ def chosen(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     yield settings, main(settings)
 
 
+@pytest.mark.slow
 def test_all_is_measured_and_written(chosen: tuple[Config, Choice]) -> None:
     settings, choice = chosen
     assert (choice.photos, choice.sample) == (60, 30)
@@ -190,6 +191,7 @@ def test_all_is_measured_and_written(chosen: tuple[Config, Choice]) -> None:
     assert f"recommended: {choice.reason}" in shown
 
 
+@pytest.mark.slow
 def test_finished_backbones_are_kept(
     chosen: tuple[Config, Choice], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +221,7 @@ def test_finished_backbones_are_kept(
         main(dataclasses.replace(settings, sample=24))
 
 
+@pytest.mark.slow
 def test_a_backbone_without_int8_form_stays_in_the_table(
     chosen: tuple[Config, Choice], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,7 +255,7 @@ def test_calibration_that_can_not_be_read_is_refused_or_left_off_the_list(
 # --- what must not be written ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("guard", ["check", "check_equal"])
+@pytest.mark.parametrize("guard", ["check", pytest.param("check_equal", marks=pytest.mark.slow)])
 def test_an_artifact_that_breaks_a_check_is_not_written(
     guard: str, trained_run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -446,6 +446,7 @@ SLOW = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["MobileNet_025", *SLOW])
 def test_backbones_convert_to_float_and_to_integers(name: str) -> None:
     case = toy(name, BACKBONES[name].min_size)

@@ -214,6 +214,7 @@ def test_every_photo_is_tested_once_by_a_model_that_has_not_seen_it(
     assert rundir.read_json(Metrics, run.path / rundir.METRICS).test == finished.folds[1].test
 
 
+@pytest.mark.slow
 def test_refit_is_a_run_on_all_photos_that_claims_no_test(finished: CrossValidation, tmp_path: Path) -> None:
     from export import convert, evaluate
 

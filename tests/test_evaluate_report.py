@@ -215,6 +215,7 @@ def test_schemes_stand_in_the_order_of_their_table_each_before_its_compressed_fo
     ]
 
 
+@pytest.mark.slow
 def test_compressed_artifacts_bring_a_note_on_what_shrinks(run_copy: RunDir) -> None:
     before = from_json(Report, (run_copy.path / "report.json").read_bytes())
     assert before.notes == (), "only where there is such an artifact"

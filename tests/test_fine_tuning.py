@@ -552,6 +552,7 @@ def test_a_photo_that_vanishes_is_named_and_can_be_restored(tmp_path: Path) -> N
     source.close()
 
 
+@pytest.mark.slow
 def test_epochs_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     traces, levels = [0], []
     original = Trainee.train_step

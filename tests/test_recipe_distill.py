@@ -89,6 +89,7 @@ def distilled(trained_run: RunDir, cache: Path, more: Path, tmp_path_factory: py
 # --- what a run leaves behind ---------------------------------------------------------------------------------------
 
 
+@slow
 def test_a_run_is_one_like_any_other_on_the_teachers_split(distilled: RunDir, trained_run: RunDir) -> None:
     run = open_run(distilled.path)
     assert set(run.manifest.files) == {*rundir.RESULTS, HISTORY, CURVES, RECORD}
@@ -106,6 +107,7 @@ def test_a_run_is_one_like_any_other_on_the_teachers_split(distilled: RunDir, tr
     ]
 
 
+@slow
 def test_nothing_of_the_teacher_is_in_the_model(distilled: RunDir, trained_run: RunDir) -> None:
     model = keras.saving.load_model(distilled.model_path, safe_mode=True)
     plain = keras.saving.load_model(trained_run.model_path, safe_mode=True)
@@ -113,6 +115,7 @@ def test_nothing_of_the_teacher_is_in_the_model(distilled: RunDir, trained_run: 
     assert len(model.outputs) == 1 and not model.compiled
 
 
+@slow
 def test_figures_and_notes_tell_of_the_teacher(distilled: RunDir, trained_run: RunDir) -> None:
     metrics = read_json(Metrics, distilled.path / rundir.METRICS)
     before = read_json(feature_extraction.Metrics, trained_run.path / rundir.METRICS)
@@ -134,6 +137,7 @@ def test_figures_and_notes_tell_of_the_teacher(distilled: RunDir, trained_run: R
     assert distill.show(distilled).splitlines()[:2] == [first, second]
 
 
+@slow
 def test_photos_with_labels_are_not_among_those_without(
     distilled: RunDir, trained_run: RunDir, more: Path, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -184,8 +188,9 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Task], RunDi
     return cached(lambda task: tiny_run(tmp_path_factory.mktemp(task), task))
 
 
-@slow
-@pytest.mark.parametrize("task", HEADS)
+@pytest.mark.parametrize(
+    "task", ["regression", *(pytest.param(task, marks=slow) for task in HEADS if task != "regression")]
+)
 def test_every_task_can_be_distilled(task: Task, teachers: Any, cache: Path, tmp_path: Path) -> None:
     teacher = teachers(task)
     more = make_photo_folder(tmp_path / "more", {"x": 4}, size=(20, 20))
@@ -312,6 +317,7 @@ def test_other_photos_without_labels_are_named(
         main(full(trained_run, tmp_path / "run", cache, tmp_path / "more"))
 
 
+@slow
 def test_another_teacher_at_its_place_is_refused(
     stopped: Path, distilled: RunDir, trained_run: RunDir, cache: Path, more: Path, tmp_path: Path
 ) -> None:
@@ -325,6 +331,7 @@ def test_another_teacher_at_its_place_is_refused(
             main(full(trained_run, run, cache, more))
 
 
+@slow
 def test_a_finished_run_is_left_as_it_is(
     distilled: RunDir, trained_run: RunDir, cache: Path, more: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

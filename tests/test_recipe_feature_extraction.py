@@ -117,6 +117,7 @@ def test_another_seed_is_another_split(photo_folder: Path, tmp_path: Path) -> No
     assert not same_weights(first, second)
 
 
+@pytest.mark.slow
 def test_a_split_that_the_folder_brings_is_kept(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     for seed, (part, count) in enumerate({"train": 8, "val": 3, "test": 4}.items()):
@@ -420,6 +421,7 @@ def test_out_inside_the_data_is_refused(tmp_path: Path) -> None:
     assert not (root / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_no_result_for_other_photos(tmp_path: Path) -> None:
     root = make_photo_folder(tmp_path / "photos", {"cat": 8, "dog": 8})
     first = main(config(root, tmp_path / "run"))
