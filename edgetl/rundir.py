@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ _END = "\n}\n"
 _SEAL = re.compile(rb',\n  "seal": "([0-9a-f]{64})"\n}\n\Z')
 """How a sealed file ends, see `sealed`."""
 _SHARED = re.compile(rb'("shared_object_id": )([0-9]+)')
+_OLDEST_YEAR = 1980
+"""The first that the zip format, and so a .keras file, knows."""
 PACKAGES = (
     "edgetl",
     "tensorflow",
@@ -336,7 +339,7 @@ def read_json(kind: type[T], path: Path) -> T:
     except FileNotFoundError:
         raise RunError(f"{path}: missing. Run the command that writes it again") from None
     except ConfigError as error:
-        raise RunError(f"{error}. The file is damaged or from another version; make it again") from None
+        raise RunError(f"{error}. It is damaged or from another version: delete it and make it anew") from None
 
 
 def _refuse_other_schema(kind: type, path: Path, content: bytes) -> None:
@@ -396,9 +399,12 @@ def writing(path: str | Path, recipe: str, config: Any) -> Iterator[RunDir]:
         The run; `finished` tells whether there is anything left to do.
 
     Raises:
-        RunError: the directory holds something else, another experiment, or is being written by another process.
+        RunError: the directory holds something else, another experiment, or is being written by another process; or
+            this machine's clock, which boards without a battery start in 1970, is before what Keras can save.
     """
     run = RunDir(Path(path).expanduser())
+    if (year := time.localtime().tm_year) < _OLDEST_YEAR:
+        raise RunError(f"the clock says {year}; Keras saves nothing before {_OLDEST_YEAR}. Set it, see man date")
     if run.path.exists() and not run.path.is_dir():
         raise RunError(f"{run.path}: is a file. Name a directory with --out")
     settings = {"recipe": recipe} | json.loads(to_json(config))

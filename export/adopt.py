@@ -135,7 +135,7 @@ def adopt(
 def _refuse_path(path: Path) -> None:
     if path.is_dir():
         raise ConfigError(f"--model {path}: a directory. Load it where it was trained and save it as a .keras file")
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix not in SUFFIXES:
         raise ConfigError(f"--model {path}: expected a Keras model, a file that ends in {' or '.join(SUFFIXES)}")
     if not path.is_file():
         raise ConfigError(f"--model {path}: no such file. Check the path")

@@ -47,7 +47,7 @@ def load_model(path: Path) -> "keras.Model":
     quiet_tensorflow()
     import keras
 
-    if path.suffix.lower() == ".keras":
+    if path.suffix == ".keras":
         _refuse_archive(path)
     from edgetl.backbones.hdf5 import refuse_stuck  # it imports Keras
 
@@ -78,7 +78,7 @@ def _refuse_archive(path: Path) -> None:
 
 
 def _reason(path: Path, error: str) -> str:
-    if path.suffix.lower() == ".keras" and (code := sorted(set(_needing_code(path)))):
+    if path.suffix == ".keras" and (code := sorted(set(_needing_code(path)))):
         return f"needs code to load: {', '.join(code)}. Replace by layers that Keras has, and save it again"
     if "No model config found" in error:
         return "holds weights alone. Save the whole model, with model.save(...) and not model.save_weights(...)"

@@ -329,7 +329,7 @@ CASES: dict[str, tuple[str, Prepare, list[str]]] = {
             ("unfinished", on_run(damage=remove(rundir.MANIFEST)), ["unfinished", "same settings"]),
             ("model changed", on_run(damage=spoil(rundir.MODEL)), ["model.keras", "changed", "run the recipe anew"]),
             ("labels lost", on_run(damage=remove(rundir.LABELS)), ["labels.txt", "missing", "new --out"]),
-            ("manifest damaged", on_run(damage=spoil(rundir.MANIFEST)), ["manifest.json", "damaged", "make it again"]),
+            ("manifest damaged", on_run(damage=spoil(rundir.MANIFEST)), ["manifest.json", "damaged", "delete it"]),
             ("typo", on_run("--sceme", "int8"), ["--sceme", "--help"]),
         )
     },
@@ -382,7 +382,7 @@ CASES: dict[str, tuple[str, Prepare, list[str]]] = {
         for what, prepare, parts in (
             ("spoilt", on_run(damage=spoil("export/int8.tflite")), ["int8.tflite", "not the file", "export.convert"]),
             ("no json", on_run(damage=remove("export/int8.json")), ["int8.json", "missing", "Run the command"]),
-            ("bad json", on_run(damage=spoil("export/int8.json")), ["int8.json", "damaged", "make it again"]),
+            ("bad json", on_run(damage=spoil("export/int8.json")), ["int8.json", "damaged", "delete it"]),
             (
                 "no artifacts",
                 on_run(damage=lambda copy: shutil.rmtree(copy / "export")),
@@ -769,8 +769,8 @@ FURTHER: dict[str, dict[str, tuple[Prepare, list[str]]]] = {
         "typo": (on_golden("--trheads", "2"), ["--trheads", "Did you mean --threads?"]),
     },
     "report": {
-        "bad evaluation": (on_golden(damage=spoil("export/evaluation.json")), ["evaluation.json", "make it again"]),
-        "bad latency": (on_golden(damage=spoil("export/int8.latency.json")), ["int8.latency.json", "make it again"]),
+        "bad evaluation": (on_golden(damage=spoil("export/evaluation.json")), ["evaluation.json", "delete it"]),
+        "bad latency": (on_golden(damage=spoil("export/int8.latency.json")), ["int8.latency.json", "delete it"]),
     },
     "backbones": {
         "other letters": (words("--name-contains", "✓"), ["'✓'", "Leave it out"]),

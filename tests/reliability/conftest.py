@@ -60,5 +60,10 @@ def evaluation(world: World, conversion: Stage) -> Stage:
 
 
 @pytest.fixture(scope="session")
+def report(world: World, evaluation: Stage) -> Stage:
+    return undisturbed(world, evaluation.whole, world.export("report", "--maps", "0"))
+
+
+@pytest.fixture(scope="session")
 def tuning(world: World, empty: Path) -> Stage:
     return undisturbed(world, empty, world.recipe("fine_tune", "--epochs", "2"))

@@ -107,6 +107,17 @@ def test_a_clock_that_jumps_changes_nothing(step: int, tmp_path: Path, monkeypat
     assert latency is not None and all(0 < each < 1000 for each in latency.runs_ms)
 
 
+def test_a_clock_that_was_never_set_is_told_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = make_photo_folder(tmp_path / "photos", size=(40, 32))
+    monkeypatch.setattr(time, "localtime", lambda *_: time.struct_time((1970, 1, 1, 0, 0, 0, 3, 1, 0)))
+    assert run("recipe", "--data", photos, "--out", tmp_path / "run", *TINY) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "clock says 1970" in line and "Set it" in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_duration_is_told_by_the_clock_on_the_wall(record_property: Callable[[str, object], None]) -> None:
     """Of the time of day there are only the dates of a page, and of reports of devices."""
     dates = {"export/report.py", "export/android.py", "export/device/outcome.py"}

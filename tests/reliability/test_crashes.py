@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import test_commands
-from lives import Moment, Stage, World, check_end, files, live, told, undisturbed
+from lives import Moment, Stage, World, check_end, files, live, told
 from PIL import Image
 from test_commands import log_as_before  # noqa: F401
 
@@ -123,56 +123,31 @@ def refuses_or_works(
     return follow
 
 
-def tell(record_property: Callable[[str, object], None], what: str, counts: dict[str, int | float]) -> None:
-    for name, count in counts.items():
-        record_property(f"killed {what}: {name}", count)
+REPORT = ("report", "--maps", "0")
 
 
-# --- the commands ---------------------------------------------------------------------------------------------------
-
-
-def test_feature_extraction(
+@pytest.mark.parametrize(
+    ("stage", "kills", "seed", "following"),
+    [
+        ("extraction", 12, 1, ("convert",)),
+        ("tuning", 12, 2, ("convert",)),
+        ("conversion", 10, 3, REPORT),
+        ("evaluation", 8, 4, REPORT),
+        ("report", 8, 5, ()),
+    ],
+)
+def test_killed_commands_go_on_to_the_same_end(
+    stage: str,
+    kills: int,
+    seed: int,
+    following: tuple[str, ...],
     world: World,
-    extraction: Stage,
+    request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
     record_property: Callable[[str, object], None],
 ) -> None:
-    follow = refuses_or_works(world, "convert", (), capsys)
-    counts = kill_and_go_on(world, extraction, 12, 1, follow)
-    tell(record_property, "feature_extraction", counts)
-
-
-def test_fine_tune(
-    world: World, tuning: Stage, capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
-) -> None:
-    follow = refuses_or_works(world, "convert", (), capsys)
-    counts = kill_and_go_on(world, tuning, 12, 2, follow)
-    tell(record_property, "fine_tune", counts)
-
-
-def test_convert(
-    world: World,
-    conversion: Stage,
-    capsys: pytest.CaptureFixture[str],
-    record_property: Callable[[str, object], None],
-) -> None:
-    follow = refuses_or_works(world, "report", ("--maps", "0"), capsys)
-    counts = kill_and_go_on(world, conversion, 10, 3, follow)
-    tell(record_property, "convert", counts)
-
-
-def test_evaluate(
-    world: World,
-    evaluation: Stage,
-    capsys: pytest.CaptureFixture[str],
-    record_property: Callable[[str, object], None],
-) -> None:
-    follow = refuses_or_works(world, "report", ("--maps", "0"), capsys)
-    counts = kill_and_go_on(world, evaluation, 8, 4, follow)
-    tell(record_property, "evaluate", counts)
-
-
-def test_report(world: World, evaluation: Stage, record_property: Callable[[str, object], None]) -> None:
-    stage = undisturbed(world, evaluation.whole, world.export("report", "--maps", "0"))
-    counts = kill_and_go_on(world, stage, 8, 5, lambda case: None)
-    tell(record_property, "report", counts)
+    """Fifty kills in all; a session fixture names what is killed, `following` the command that comes after it."""
+    life = request.getfixturevalue(stage)
+    follow = refuses_or_works(world, following[0], following[1:], capsys) if following else lambda case: None
+    for name, count in kill_and_go_on(world, life, kills, seed, follow).items():
+        record_property(f"killed {stage}: {name}", count)
