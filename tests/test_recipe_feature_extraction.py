@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 
 def config(photos: Path, out: Path, **changes: object) -> Config:
     """Random weights at a small size: nothing to load, seconds to run."""
-    plain = Config(str(photos), out, backbone="MobileNetV3Small", weights="none", image_size=32)
+    plain = Config(str(photos), out, backbone="MobileNet_025", weights="none", image_size=32)
     return dataclasses.replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -55,7 +55,7 @@ def test_a_call_prints_nothing_and_gives_a_verified_run(
 ) -> None:
     program = (
         "import sys; from recipes.feature_extraction import Config, main\n"
-        "main(Config(sys.argv[1], sys.argv[2], backbone='MobileNetV3Small', weights='none', image_size=32))\n"
+        "main(Config(sys.argv[1], sys.argv[2], backbone='MobileNet_025', weights='none', image_size=32))\n"
     )
     out = str(tmp_path / "run")
     # A process of its own: whether TensorFlow's start-up lines can be silenced is settled at its import.
@@ -131,14 +131,14 @@ def test_a_split_that_the_folder_brings_is_kept(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_weights_from_a_file_are_used_and_told_apart(photo_folder: Path, tmp_path: Path) -> None:
     keras.utils.set_random_seed(99)
-    backbone = build("MobileNetV3Small", ImageInput(32, 32), "none")
+    backbone = build("MobileNet_025", ImageInput(32, 32), "none")
     file = tmp_path / "mine.weights.h5"
     backbone.save_weights(file)
     run = main(config(photo_folder, tmp_path / "run", weights=str(file), cache=tmp_path / "cache"))
     for expected, found in zip(backbone.get_weights(), weights(run), strict=False):
         np.testing.assert_array_equal(found, expected)
     keras.utils.set_random_seed(100)
-    build("MobileNetV3Small", ImageInput(32, 32), "none").save_weights(file)
+    build("MobileNet_025", ImageInput(32, 32), "none").save_weights(file)
     other = main(config(photo_folder, tmp_path / "other", weights=str(file), cache=tmp_path / "cache"))
     assert len(list((tmp_path / "cache/features").iterdir())) == 2, "features of other weights must not be reused"
     assert not same_weights(run, other)
@@ -274,7 +274,7 @@ SLOW_PHOTOS = """if True:
 
 @pytest.mark.slow
 def test_ctrl_c_in_the_feature_pass_and_a_second_run(photo_folder: Path, tmp_path: Path) -> None:
-    plain = ["--data", photo_folder, "--out", tmp_path / "run", "--backbone", "MobileNetV3Small", "--weights", "none"]
+    plain = ["--data", photo_folder, "--out", tmp_path / "run", "--backbone", "MobileNet_025", "--weights", "none"]
     options = [str(word) for word in [*plain, "--image-size", "32", "--cache", tmp_path / "cache"]]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW_PHOTOS, *options, "--quiet"],
@@ -369,7 +369,7 @@ def test_too_many_unreadable_photos(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_runs_do_not_write_one_directory(photo_folder: Path, tmp_path: Path) -> None:
-    plain = ["--data", photo_folder, "--out", tmp_path / "run", "--backbone", "MobileNetV3Small", "--weights", "none"]
+    plain = ["--data", photo_folder, "--out", tmp_path / "run", "--backbone", "MobileNet_025", "--weights", "none"]
     options = [str(word) for word in [*plain, "--image-size", "32", "--cache", tmp_path / "cache"]]
     first = subprocess.Popen([sys.executable, "-c", SLOW_PHOTOS, *options], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert first.stdout and first.stdout.readline() == "photo\n"

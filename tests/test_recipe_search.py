@@ -34,7 +34,7 @@ def settings(photos: Path, out: Path, **changes: object) -> search.Config:
     usual = search.Config(
         str(photos),
         out,
-        backbone="MobileNetV3Small",
+        backbone="MobileNet_025",
         weights="none",
         image_size=32,
         method="random",

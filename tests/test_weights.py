@@ -25,7 +25,7 @@ from edgetl.errors import WeightsError
 from edgetl.inputs import ImageInput
 
 SPEC = ImageInput(32, 48)
-SMALL = "MobileNetV3Small"
+SMALL = "MobileNet_025"
 LITE0 = BACKBONES["EfficientNetLite0"].imagenet
 assert isinstance(LITE0, PackagedFile)
 
@@ -41,7 +41,9 @@ def trained():
 def legacy(tmp_path_factory):
     """A file as Keras publishes it, and what the model that it is of holds."""
     keras.utils.set_random_seed(8)
-    plain = keras.applications.MobileNetV3Small(include_top=False, weights=None, pooling="avg", input_shape=SPEC.shape)
+    plain = keras.applications.MobileNet(
+        alpha=0.25, include_top=False, weights=None, pooling="avg", input_shape=SPEC.shape
+    )
     path = tmp_path_factory.mktemp("legacy") / "small.h5"
     plain.save(path)
     return path, plain.get_weights()
@@ -401,7 +403,7 @@ def test_file_of_another_backbone_names_the_layer(trained, legacy, tmp_path):
 
 
 def test_legacy_file_with_a_classifier(tmp_path):
-    with_top = keras.applications.MobileNetV3Small(weights=None, input_shape=(32, 32, 3), classes=3)
+    with_top = keras.applications.MobileNet(alpha=0.25, weights=None, input_shape=(32, 32, 3), classes=3)
     with_top.save(tmp_path / "top.h5")
     with pytest.raises(
         WeightsError, match=r"top\.h5: has \d+ layers with weights, the backbone \d+; the first too many"
