@@ -118,8 +118,8 @@ def _models(report: "EvaluationReport") -> list[str]:
     rows = [["keras", *before(report.keras), "", "", "", *behind(report.keras)]]
     for artifact in report.artifacts:
         found = artifact.against_keras
-        interval = f"{100 * found.drop_low:+.2f}..{100 * found.drop_high:+.2f}"
-        middle = [f"{100 * found.drop:+.2f}", interval, _percent(found.agreement)]
+        interval = f"{100 * found.drop_low:+z.2f}..{100 * found.drop_high:+z.2f}"
+        middle = [f"{100 * found.drop:+z.2f}", interval, _percent(found.agreement)]
         rows.append([artifact.scheme, *before(artifact.scores), *middle, *behind(artifact.scores)])
     return _lines([*titles, *figures], rows)
 
@@ -156,7 +156,7 @@ def _slices(report: "EvaluationReport") -> Iterator[str]:
 
 def _behind(found: "Disparity") -> str:
     verdict = "knowledge bias, or harder photos" if found.p < SURE else "chance explains it"
-    interval = f"{100 * found.low:+.1f}..{100 * found.high:+.1f}"
+    interval = f"{100 * found.low:+z.1f}..{100 * found.high:+z.1f}"
     return f"{100 * found.gap:.1f} points behind the rest ({interval}), p {found.p:.2g}: {verdict}"
 
 
@@ -165,7 +165,7 @@ def _robustness(report: "EvaluationReport") -> list[str]:
     for name, details in _details(report):
         if found := details.robustness:
             cells = [" ".join(f"{100 * figure:.1f}" for figure in row.primary) for row in found.corrupted]
-            rows.append([name, f"{100 * found.clean:.2f}", *cells, f"{100 * found.mean_drop:+.2f}"])
+            rows.append([name, f"{100 * found.clean:.2f}", *cells, f"{100 * found.mean_drop:+z.2f}"])
     if not rows:
         return []
     strengths = [

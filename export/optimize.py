@@ -475,8 +475,8 @@ def told(candidate: Candidate) -> str:
         + ", ".join({ACCURACY: "inaccurate", SIZE: "large", LATENCY: "slow"}[miss] for miss in candidate.misses)
     )
     return (
-        f"{named(candidate)}: drop {100 * found.drop:+.2f} points "
-        f"({100 * found.drop_low:+.2f} to {100 * found.drop_high:+.2f}), expected {_expected(found)}, "
+        f"{named(candidate)}: drop {100 * found.drop:+z.2f} points "
+        f"({100 * found.drop_low:+z.2f} to {100 * found.drop_high:+z.2f}), expected {_expected(found)}, "
         f"{candidate.size_bytes / 1e6:.2f} MB, "
         f"{candidate.latency_ms:.2f} ms: {verdict}"
     )
@@ -551,7 +551,7 @@ def status(found: Optimization) -> int:
 
 def lost(found: Comparison) -> str:
     """What was lost against Keras, in words."""
-    parts = [f"drop {100 * found.drop:+.2f} points ({100 * found.drop_low:+.2f} to {100 * found.drop_high:+.2f})"]
+    parts = [f"drop {100 * found.drop:+z.2f} points ({100 * found.drop_low:+z.2f} to {100 * found.drop_high:+z.2f})"]
     if found.flips:
         parts.append(f"McNemar p {found.flips.mcnemar_p:.2g}")
     parts.append(f"says what Keras says on {100 * found.agreement:.2f} %")
@@ -580,8 +580,8 @@ def _table(found: Optimization) -> list[str]:
         table.add_row(
             named(each),
             f"{100 * each.primary:.2f}",
-            f"{100 * result.drop:+.2f}",
-            f"{100 * result.drop_low:+.2f} to {100 * result.drop_high:+.2f}",
+            f"{100 * result.drop:+z.2f}",
+            f"{100 * result.drop_low:+z.2f} to {100 * result.drop_high:+z.2f}",
             _expected(result),
             f"{100 * result.agreement:.2f}",
             f"{each.size_bytes / 1e6:.2f}",

@@ -140,8 +140,8 @@ def gain_of(best: Sequence[float], defaults: Sequence[float], validation_share: 
 def in_words(repeats: Repeats, primary: str) -> str:
     """What the repeats say, in one line."""
     told = (
-        f"on {len(repeats.seeds)} other divisions the best settings are {100 * repeats.gain:+.2f} points of {primary} "
-        f"from the defaults (95 % interval {100 * repeats.low:+.2f} to {100 * repeats.high:+.2f})"
+        f"on {len(repeats.seeds)} other divisions the best settings are {100 * repeats.gain:+z.2f} points of {primary} "
+        f"from the defaults (95 % interval {100 * repeats.low:+z.2f} to {100 * repeats.high:+z.2f})"
     )
     if repeats.low > 0:
         return f"{told}: better than luck explains"
