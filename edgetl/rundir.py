@@ -24,6 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from edgetl import seal
 from edgetl.config import from_json, to_json
 from edgetl.console import log
 from edgetl.data import Examples, Splits, locate, read_csv
@@ -48,9 +49,6 @@ RESULTS = (CONFIG, INPUTS, OUTPUTS, LABELS, SPLITS, MODEL, METRICS)
 _PART = ".edgetl-part"
 _TEMPORARY = re.compile(rf"\..*{re.escape(_PART)}|\.\d+\.{re.escape(MODEL)}", re.DOTALL)
 """What `new_file` and `write_model` call a file that is not whole yet."""
-_END = "\n}\n"
-_SEAL = re.compile(rb',\n  "seal": "([0-9a-f]{64})"\n}\n\Z')
-"""How a sealed file ends, see `sealed`."""
 _SHARED = re.compile(rb'("shared_object_id": )([0-9]+)')
 _OLDEST_YEAR = 1980
 """The first that the zip format, and so a .keras file, knows."""
@@ -308,22 +306,8 @@ class RunDir:
 
 
 def sealed(value: Any) -> str:
-    """JSON for a file that no manifest vouches for: its last field, `seal`, is the sha256 of all that stands before it.
-
-    A flipped bit that makes another digit of one is as good JSON as before.
-    """
-    body = to_json(value).removesuffix(_END)
-    return f'{body},\n  "seal": "{hashlib.sha256(body.encode()).hexdigest()}"{_END}'
-
-
-def _unsealed(content: bytes, path: Path) -> bytes:
-    """Check a seal and take it off. A file without one is older than seals; a damaged one is no field of any file."""
-    if not (found := _SEAL.search(content)):
-        return content
-    body = content[: found.start()]
-    if hashlib.sha256(body).hexdigest() != found[1].decode():
-        raise ConfigError(f"{path}: its seal is broken")
-    return body + _END.encode()
+    """JSON for a file that no manifest vouches for, see `edgetl.seal`."""
+    return seal.sealed(to_json(value))
 
 
 def read_json(kind: type[T], path: Path) -> T:
@@ -333,11 +317,13 @@ def read_json(kind: type[T], path: Path) -> T:
         RunError: it is missing, damaged, or of another version of its schema.
     """
     try:
-        content = _unsealed(path.read_bytes(), path)
+        content = seal.unsealed(path.read_bytes())
         _refuse_other_schema(kind, path, content)
         return from_json(kind, content, source=str(path))
     except FileNotFoundError:
         raise RunError(f"{path}: missing. Run the command that writes it again") from None
+    except ValueError as error:
+        raise RunError(f"{path}: {error}. It is damaged: delete it and make it anew") from None
     except ConfigError as error:
         raise RunError(f"{error}. It is damaged or from another version: delete it and make it anew") from None
 

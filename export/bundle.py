@@ -24,7 +24,7 @@ from tyro.conf import Positional
 from edgetl import data
 from edgetl.config import checked, command, to_json
 from edgetl.errors import ArtifactError, ConfigError
-from edgetl.rundir import LABELS, RunDir, installed_versions, open_run, sha256_of
+from edgetl.rundir import LABELS, RunDir, installed_versions, open_run, sealed, sha256_of
 from edgetl.scores import PRIMARY, Scores
 from export import device_app, phone, sample, schemes
 from export.artifacts import Artifact, find_artifacts
@@ -112,7 +112,7 @@ def main(config: Config) -> Made:
         targets = _write_targets(folder, artifact, model, config)
         figures = (evaluated[0].keras, evaluated[1][artifact.scheme].scores) if evaluated else None
         bundle = _described(run, artifact, figures, targets, folder)
-        (folder / BUNDLE).write_text(to_json(bundle), encoding="utf-8")
+        (folder / BUNDLE).write_text(sealed(bundle), encoding="utf-8")
     return Made(destination, bundle, len(chosen), targets)
 
 

@@ -16,7 +16,7 @@ from tyro.conf import Positional
 from edgetl.config import checked, command, from_json, to_json
 from edgetl.console import log, progress
 from edgetl.errors import ArtifactError, ConfigError
-from edgetl.rundir import LABELS, RunDir, open_run, sha256_of
+from edgetl.rundir import LABELS, RunDir, open_run, sealed, sha256_of
 from export import android
 from export.artifacts import Artifact, device_errors, find_artifacts
 from export.bundle import BUNDLES
@@ -207,7 +207,7 @@ def needed(folder: Path, bundle: Bundle) -> list[Content]:
     """What the device program needs of a bundle, `bundle.json` first, which names just these files."""
     names = [name for name in bundle.files if name in (bundle.model, LABELS, PROGRAM) or name.startswith("sample/")]
     files = [Content(name, folder / name, (folder / name).stat().st_size, bundle.files[name]) for name in names]
-    about = to_json(replace(bundle, files={name: bundle.files[name] for name in names})).encode()
+    about = sealed(replace(bundle, files={name: bundle.files[name] for name in names})).encode()
     return [Content(BUNDLE, about, len(about), hashlib.sha256(about).hexdigest()), *files]
 
 

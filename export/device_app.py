@@ -7,7 +7,7 @@ from pathlib import Path
 import edgetl
 from export import device
 
-SHARED = ("errors.py", "inputs.py", "printable.py", "data/geometry.py", "data/images.py")
+SHARED = ("errors.py", "inputs.py", "printable.py", "seal.py", "data/geometry.py", "data/images.py")
 """Files of edgetl that devices need: they import one another by their place, numpy and Pillow, nothing else."""
 MAIN = """\
 import sys

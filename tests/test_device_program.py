@@ -1,6 +1,7 @@
 """The device program as it ships: one file, in a process of its own, without the packages it was made with."""
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from edgetl.rundir import RunDir
 from export import bundle
 from export.device import check, predict
 from export.device.check import CheckReport
-from export.device.contents import read_bundle
+from export.device.contents import PROGRAM, read_bundle
 from export.device.errors import DeviceError
 from export.device.info import InfoReport
 from export.device.interpreter import Model
@@ -68,6 +69,15 @@ def refused(folder: Path, *words: str, blocked: tuple[str, ...] = BLOCKED) -> st
     (line,) = done.stderr.splitlines()
     assert line.startswith("edgetl-device.pyz: ")
     return line
+
+
+def tell(folder: Path, **changes: object) -> None:
+    """Say something else in bundle.json, which then vouches for the files as they are: an attacker would."""
+    about = json.loads((folder / "bundle.json").read_bytes()) | changes
+    del about["seal"]
+    for name in about["files"]:
+        about["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    (folder / "bundle.json").write_text(json.dumps(about))
 
 
 def test_info(shipped: Path) -> None:
@@ -152,6 +162,7 @@ def test_check_fails_on_other_scores(own: Path) -> None:
     sample = json.loads(path.read_bytes())
     sample["photos"][0]["scores"] = [1 - score for score in sample["photos"][0]["scores"]]
     path.write_text(json.dumps(sample))
+    tell(own)
     done = call(own, "check")
     assert done.returncode == 1
     assert "FAILED" in done.stdout
@@ -164,6 +175,7 @@ def test_check_tells_other_pixels_from_other_kernels(own: Path) -> None:
     photo = next((own / "sample/photos").iterdir())
     pixels = np.asarray(Image.open(photo)).astype(int)
     Image.fromarray(np.clip(pixels + 1, 0, 255).astype(np.uint8)).save(photo, quality=100)
+    tell(own)
     done = call(own, "check")
     report = from_json(CheckReport, (own / "reports/check.json").read_bytes())
     assert report.same_pixels == len(report.photos) - 1
@@ -217,7 +229,10 @@ def damage(folder: Path, what: str) -> None:
             "names": {"outputs": {**said["outputs"], "names": ["a", "a", "b"]}},
             "size": {"inputs": {"kind": "image", "height": 64.5, "width": 64, "resize": "stretch"}},
         }
-        about.write_text("{" if what == "no JSON" else json.dumps(said | changed[what]))
+        if what == "no JSON":
+            about.write_text("{")
+        else:
+            tell(folder, **changed[what])
 
 
 @pytest.mark.parametrize(
@@ -242,6 +257,25 @@ def test_damaged_bundles(what: str, message: str, own: Path) -> None:
     assert not (own / "reports").exists() or not (own / "reports/check.json").exists()
 
 
+def test_a_flipped_bit_anywhere_fails_the_check(own: Path) -> None:
+    names = sorted(json.loads((own / "bundle.json").read_bytes())["files"])
+    assert {"labels.txt", "sample/expected.json", "int8.tflite"} < set(names)
+    for number, name in enumerate(["bundle.json", "bundle.json", *names]):
+        if name == PROGRAM:
+            continue  # what checks: zip has its own sums, and Python names the file
+        whole = (own / name).read_bytes()
+        at = len(whole) * (number + 1) // (len(names) + 3)
+        (own / name).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert name.rpartition("/")[2] in refused(own, "check"), name
+        (own / name).write_bytes(whole)
+    assert call(own, "check").returncode == 0
+
+
+def test_what_the_check_does_not_need_may_be_deleted(own: Path) -> None:
+    (own / "labels.txt").unlink()
+    assert call(own, "check").returncode == 0
+
+
 def test_info_names_damaged_files(own: Path) -> None:
     (own / "labels.txt").write_text("other\n")
     done = call(own, "info")
@@ -254,13 +288,13 @@ def test_sample_can_not_point_out_of_the_bundle(own: Path) -> None:
     sample = json.loads(path.read_bytes())
     sample["photos"][0]["path"] = "../../secret.jpg"
     path.write_text(json.dumps(sample))
+    tell(own)
     assert "not a path within the bundle" in refused(own, "check")
 
 
 def test_names_of_other_classes_are_refused(own: Path) -> None:
-    about = json.loads((own / "bundle.json").read_bytes())
-    about["outputs"]["names"] = about["outputs"]["names"][:2]
-    (own / "bundle.json").write_text(json.dumps(about))
+    outputs = json.loads((own / "bundle.json").read_bytes())["outputs"]
+    tell(own, outputs=outputs | {"names": outputs["names"][:2]})
     photo = str(next((own / "sample/photos").iterdir()))
     for words in (("predict", photo), ("check",)):
         assert "has other names than int8.tflite" in refused(own, *words)

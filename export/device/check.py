@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from .contents import Bounds, Bundle, Sample, SamplePhoto, read_sample, refuse_others
+from .contents import Bounds, Bundle, Sample, SamplePhoto, altered, read_sample, refuse_others
 from .errors import DeviceError
 from .interpreter import Model, Pixels
 from .outcome import Circumstances, Outcome, circumstances, finite, shown_circumstances, table
@@ -88,7 +88,7 @@ def run(bundle: Bundle, folder: Path, options: argparse.Namespace) -> Outcome:
     """Compare with the host.
 
     Raises:
-        DeviceError: the sample is damaged or Pillow is missing; the model can't be run.
+        DeviceError: a file of the bundle is damaged or Pillow is missing; the model can't be run.
     """
     sample = read_sample(folder)
     chosen = [(photo, expected) for photo in sample.photos if (expected := _expected(photo, options.kernels))]
@@ -96,6 +96,8 @@ def run(bundle: Bundle, folder: Path, options: argparse.Namespace) -> Outcome:
         raise DeviceError(f"{folder}: holds no expected scores for {options.kernels} kernels. Make the bundle again")
     model = Model(folder / bundle.model, threads=options.threads, kernels=options.kernels, sha256=bundle.sha256)
     refuse_others(bundle, model.about, folder)
+    if changed := [name for name in altered(bundle, folder) if (folder / name).exists()]:
+        raise DeviceError(f"{folder / changed[0]}: damaged (sha256 differs). Copy the bundle again")
     bounds, outputs = sample.bounds[options.kernels], bundle.outputs
     photos, rows = [], []
     for photo, expected in chosen:

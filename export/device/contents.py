@@ -5,6 +5,7 @@ The host writes these dataclasses, the device reads them back with nothing but t
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from .errors import DeviceError
 from .metadata import About
 from .outputs import Outputs
 from .parsing import parsed
+from .shared import shared
 
 BUNDLE = "bundle.json"
 EXPECTED = "sample/expected.json"
@@ -167,6 +169,22 @@ def refuse_others(bundle: Bundle, about: Optional[About], folder: Path) -> None:
         raise DeviceError(f"{folder}: has other names than {bundle.model}. {ADVICE}")
 
 
+def altered(bundle: Bundle, folder: Path) -> tuple[str, ...]:
+    """Name the files of a bundle that are missing or not what they were."""
+    return tuple(name for name, sha256 in bundle.files.items() if _sha256(folder / name) != sha256)
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):  # a model may be larger than the device's memory
+                found.update(block)
+    except OSError:
+        return ""
+    return found.hexdigest()
+
+
 def read_sample(folder: Path) -> Sample:
     """Read which photos a bundle holds and what is expected of them.
 
@@ -178,7 +196,7 @@ def read_sample(folder: Path) -> Sample:
 
 def _read(kind: type[T], path: Path) -> T:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(shared("seal").unsealed(path.read_bytes()).decode("utf-8"))
         if not isinstance(found, dict):
             raise ValueError("not a JSON object")
         version = found.get("schema_version")

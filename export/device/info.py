@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Optional
 
-from .contents import Bundle
+from .contents import Bundle, altered
 from .errors import DeviceError
 from .host import Host, describe_host
 from .outcome import Outcome
@@ -50,7 +49,7 @@ def run(bundle: Bundle, folder: Path, options: argparse.Namespace) -> Outcome:
     Raises:
         DeviceError: the model is missing or not the one that the bundle was made with.
     """
-    damaged = tuple(name for name, sha256 in bundle.files.items() if _sha256(folder / name) != sha256)
+    damaged = altered(bundle, folder)
     if bundle.model in damaged:
         raise DeviceError(f"{folder / bundle.model}: missing or damaged (sha256 differs). Copy the bundle again")
     packages = {name: _version(name, module) for name, module in _packages()}
@@ -91,17 +90,6 @@ def _version(package: str, module: str) -> Optional[str]:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # a variant under another name, such as tensorflow-cpu
         return "(version unknown)"
-
-
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):  # a model may be larger than the device's memory
-                found.update(block)
-    except OSError:
-        return ""
-    return found.hexdigest()
 
 
 def _shown(report: InfoReport, bundle: Bundle) -> list[str]:
