@@ -14,6 +14,8 @@ import pickle
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from abc import ABC, abstractmethod
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from edgetl import child
 from edgetl.console import log
 from edgetl.data.pipeline import cores
 from edgetl.errors import ConfigError
@@ -36,6 +39,9 @@ RETRIES = 3
 """Times that tasks are done again because a process died."""
 REACH_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
+ANSWER_SECONDS = 60.0
+"""How long a cluster may take to let a first process in: usually three, most of them to import Ray."""
+_CONNECT = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR', namespace='edgetl')"
 SAVE_SECONDS = 10.0
 """How long tasks of a cluster may take to save what they have, once they are told to end."""
 _SHARED, _PID = "shared.pickle", ".pid"
@@ -277,7 +283,13 @@ class _Ray(Workers):
         try:
             return tag, self._ray.get(done[0])
         except self._ray.exceptions.RayTaskError as error:  # what the task raised, in a wrapping
-            raise (error.cause if isinstance(error.cause, Exception) else error) from None
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, (self._ray.exceptions.RayError, ImportError)):  # before the task began
+                line = str(cause).strip().splitlines()[-1]
+                raise ConfigError(
+                    f"--ray: a node can't run the task ({line}). Install the same edgetl and packages on every machine"
+                ) from None
+            raise cause from None
         except self._ray.exceptions.RayError as error:
             raise ConfigError(f"--ray: a task was lost {RETRIES + 1} times: {error}") from error
 
@@ -328,15 +340,19 @@ def connect(address: str) -> tuple[Any, bool]:
 
 
 def check(address: str) -> None:
-    """Refuse a cluster that can't be there, in a moment: Ray takes seconds to be imported, and tries for minutes.
+    """Refuse a cluster that can't be used, before anything long.
 
     Raises:
-        ConfigError: Ray is not installed, the address is none, or nothing accepts a connection there.
+        ConfigError: Ray is not installed, the address is none, or no cluster answers there.
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError('--ray: Ray is not installed. Run pip install "edgetl[cluster]"')
-    if address == "auto":
-        return
+    if address != "auto":
+        _refuse_unreachable(address)
+    _refuse_no_cluster(address)
+
+
+def _refuse_unreachable(address: str) -> None:
     place = urlsplit(address if "//" in address else f"//{address}")
     try:
         host, port = place.hostname, place.port
@@ -351,3 +367,22 @@ def check(address: str) -> None:
             f"--ray {address}: not reachable ({error.strerror or error}). Start a cluster with ray start --head, or "
             "leave --ray out"
         ) from None
+
+
+@lru_cache(1)
+def _refuse_no_cluster(address: str) -> None:
+    """Connect in a process of its own: where something else listens, Ray tries for minutes and hears no Ctrl-C."""
+    try:
+        ended = child.run([sys.executable, "-P", "-c", _CONNECT, address], patience_s=ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ConfigError(
+            f"--ray {address}: something listens there, but no cluster has answered in {ANSWER_SECONDS:.0f} s. Give "
+            "what ray start prints: 8265 is the dashboard's port, and 10001 needs ray:// before the host"
+        ) from None
+    if ended.status == 0:
+        return
+    if address == "auto":
+        raise ConfigError(
+            "--ray auto: this machine is no node of a cluster. Run ray start on it, give host:port, or leave --ray out"
+        )
+    raise ConfigError(f"--ray {address}: no cluster can be used: connecting {ended.how}")

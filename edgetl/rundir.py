@@ -355,6 +355,8 @@ def open_run(path: str | Path) -> RunDir:
     if not (run.path / CONFIG).is_file():
         raise RunError(f"{run.path}: not a run directory ({CONFIG} is missing). Name the --out of a recipe")
     if not run.finished:
+        if inner := sorted(run.path.glob(f"*/{MANIFEST}")):
+            raise RunError(f"{run.path}: not a run, but it holds some. Name one, such as {inner[0].parent}")
         raise RunError(f"{run.path}: unfinished run. Run its recipe again with the same settings to complete it")
     if unlisted := set(RESULTS) - set(run.manifest.files):
         raise RunError(

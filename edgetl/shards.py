@@ -202,7 +202,7 @@ class ShardFile:
                 if file.readinto(values.data) == values.nbytes:
                     return values
         except FileNotFoundError:
-            raise CacheError(f"{self.path}: features are gone since they were computed. {_AGAIN}") from None
+            raise CacheError(f"{self.path}: features are gone since they were computed{_SEEN}. {_AGAIN}") from None
         raise CacheError(f"{self.path}: features were cut off since they were computed. {_AGAIN}")
 
     def _check(self, descriptor: int) -> None:
@@ -222,6 +222,7 @@ class ShardFile:
         self._checked = state
 
 
+_SEEN = ", or this is another machine of a cluster, which needs the same cache"
 _AGAIN = "Run the same command again: what is missing is computed anew"
 
 

@@ -1,5 +1,6 @@
 """Tasks in processes of this machine and of a real Ray cluster: the same results, and no death loses anything."""
 
+import importlib
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.local_cluster import local_cluster
+from edgetl import child, parallel
 from edgetl.errors import ConfigError, DatasetError
 from edgetl.parallel import RETRIES, connect, workers
 from tests import clusters
@@ -58,6 +60,20 @@ def test_a_task_has_the_threads_that_it_was_given(place: dict[str, object]) -> N
 def test_what_a_task_raises_is_raised_here(place: dict[str, object]) -> None:
     with workers(None, **place) as pool, pytest.raises(DatasetError, match=r"^no such photo$"):
         list(pool.map(clusters.refused, [()]))
+
+
+@pytest.mark.slow
+def test_a_node_without_the_tasks_package_is_told(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text("def task(shared):\n    return shared\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    task = importlib.import_module("only_here").task
+    with (
+        workers(None, ray=cluster) as pool,
+        pytest.raises(ConfigError, match=r"a node can't run the task \(.*only_here"),
+    ):
+        list(pool.map(task, [()]))
 
 
 @everywhere
@@ -124,6 +140,22 @@ def _runs(process: int) -> bool:
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match=r"not an address. Give host:port"):
         connect(address)
+
+
+def test_what_listens_but_is_no_cluster_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "ANSWER_SECONDS", 5)
+    with socket.create_server(("127.0.0.1", 0)) as dashboard:  # accepts, and never says a word
+        port = dashboard.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"--ray 127.0.0.1:{port}: something listens there, but no .*dashboard"):
+            connect(f"127.0.0.1:{port}")
+
+
+def test_auto_on_a_machine_that_is_no_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ray looks through all processes, and other tests have clusters here.
+    monkeypatch.setattr(child, "run", lambda *_, **__: child.Ended(1, "", "ConnectionError: Could not find any"))
+    parallel._refuse_no_cluster.cache_clear()
+    with pytest.raises(ConfigError, match=r"--ray auto: this machine is no node of a cluster. Run ray start"):
+        parallel.check("auto")
 
 
 def test_a_cluster_that_is_not_there_is_told_at_once() -> None:
