@@ -268,6 +268,14 @@ def test_what_is_no_run_is_told_apart(tmp_path: Path, run: RunDir) -> None:
         open_run(run.path)
 
 
+def test_a_directory_that_holds_runs_names_one(tmp_path: Path, run: RunDir) -> None:
+    search = tmp_path / "search"
+    shutil.copytree(run.path, search / "best-0003")
+    (search / "config.json").write_text("{}")
+    with pytest.raises(RunError, match=r"search: not a run, but it holds some\. Name one, such as .*best-0003"):
+        open_run(search)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"recipe": "toy"}', "\x00\xff"])
 def test_a_damaged_manifest_is_named(run: RunDir, text: str) -> None:
     (run.path / rundir.MANIFEST).write_text(text, encoding="latin-1")
