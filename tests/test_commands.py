@@ -49,7 +49,7 @@ UNLISTED = {"families": "export.families"}
 """For who maintains edgetl; the console script does not have it."""
 DEVICE = "edgetl-device.pyz"
 GOLDEN = ROOT / "tests/golden/schema2"
-TINY = ["--backbone", "MobileNet_025", "--weights", "none", "--image-size", "32"]
+TINY = ["--backbone", "MobileNetV3Small", "--weights", "none", "--image-size", "32"]
 
 
 @pytest.fixture(autouse=True)
@@ -263,14 +263,14 @@ CASES: dict[str, tuple[str, Prepare, list[str]]] = {
     },
     "fine-tune: thaw a misspelt block": (
         "fine-tune",
-        tuning("--thaw", "convdw_10"),
-        ["--thaw 'convdw_10': no block", "Did you mean conv_dw_10", "Blocks, from input to output: stem, "],
+        tuning("--thaw", "expandedconv_10"),
+        ["--thaw 'expandedconv_10': no block", "Did you mean expanded_conv_10", "Blocks, from input to output: stem, "],
     ),
     "fine-tune: thaw nonsense": ("fine-tune", tuning("--thaw", "??"), ["--thaw '??': no block", "output: stem, "]),
     "fine-tune: thaw 99": (
         "fine-tune",
         tuning("--thaw", "99"),
-        ["--thaw 99: ", "a number of blocks, 0 to 14", "or all"],
+        ["--thaw 99: ", "a number of blocks, 0 to 13", "or all"],
     ),
     "find-lr: thaw 1.5": ("find-lr", tuning("--thaw", "1.5"), ["--thaw 1.5: ", "share of them, 0.0 to 1.0"]),
     "fine-tune: thaw nan": ("fine-tune", tuning("--thaw", "nan"), ["--thaw nan: ", "share of them, 0.0 to 1.0"]),

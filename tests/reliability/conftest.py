@@ -1,5 +1,6 @@
 """The counts of these tests, which `docs/reliability.md` states, are printed at the end of a run; what some share."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,10 +8,23 @@ import pytest
 from lives import Stage, World, live, undisturbed
 from photos import make_photo_folder
 
+BOUND_SECONDS = 1800
+"""For all of these tests together."""
+_began: list[float] = []
+
+
+def pytest_runtest_setup() -> None:
+    """Fail what is left once the time is over, instead of taking a machine for hours."""
+    _began[:] = _began or [time.monotonic()]
+    if time.monotonic() - _began[0] > BOUND_SECONDS:
+        pytest.fail(f"the reliability tests have {BOUND_SECONDS / 60:.0f} minutes, and these are over")
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what tests have counted with pytest's `record_property`."""
+    """Print what tests have counted with pytest's `record_property`, and what could not be shown here."""
     lines = [line for report in terminalreporter.getreports("passed") for line in _counts(report.user_properties)]
+    skipped = terminalreporter.getreports("skipped")
+    lines += [f"not shown here: {each.nodeid}: {each.longrepr[2]}" for each in skipped if "reliability" in each.nodeid]
     if lines:
         terminalreporter.section("counts")
         for line in lines:

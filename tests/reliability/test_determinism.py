@@ -1,6 +1,6 @@
 """The same seed on the same machine makes the same bytes.
 
-A chain of commands, from photos to a report, runs in processes of its own with three seeds of Python's hashes, each
+A chain of commands, from photos to a bundle, runs in processes of its own with three seeds of Python's hashes, each
 with a cache of its own. Every file that they leave is compared, byte by byte but for the times in it, see `timeless`.
 """
 
@@ -27,9 +27,27 @@ CHAIN = [
     ["convert", "tiny/run", "--schemes", "float32", "float16", "dynamic_int8", "int8", "--calibration-images", "12"],
     ["evaluate", "tiny/run", "--robustness"],
     ["report", "tiny/run", "--maps", "2"],
+    ["layers", "tiny/run", "--images", "8"],
+    ["bundle", "tiny/run", "--photos", "3", "--no-web"],
     ["audit", "--data", "DATA", "--out", "audit"],
     ["recipe", "--data", "DATA", "--out", "run", *TINY, "--head", "mlp", "--epochs", "5"],
     ["fine-tune", "--data", "DATA", "--out", "tuned", *TINY, "--epochs", "1", "--thaw", "top", "--augment", "light"],
+    [
+        "distill",
+        "--teacher",
+        "run",
+        "--out",
+        "taught",
+        "--student",
+        *TINY[1:],
+        "--epochs",
+        "1",
+        "--thaw",
+        "top",
+        "--views",
+        "1",
+    ],
+    ["cross-validate", "--data", "DATA", "--out", "folds", *TINY, "--folds", "2", "--refit"],
     ["search", "--data", "DATA", "--out", "search", *TINY, "--trials", "2", "--processes", "1"],
 ]
 SCRIPT = """
