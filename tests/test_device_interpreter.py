@@ -215,7 +215,7 @@ def test_files_that_are_not_models(tmp_path: Path) -> None:
     path = tmp_path / "model.tflite"
     with pytest.raises(DeviceError, match=r"No such file.*Check the path"):
         Model(path)
-    with pytest.raises(DeviceError, match="Is a directory"):
+    with pytest.raises(DeviceError, match="not a regular file"):
         Model(tmp_path)
     for content, says in [
         (b"", "is empty"),

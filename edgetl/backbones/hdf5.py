@@ -27,6 +27,8 @@ import numpy as np  # noqa: E402
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 _INSIDE_KERAS = "model.weights.h5"
+_REAL = "fiu"
+"""Kinds of numbers that weights may be stored as: floats and integers. Of a complex one half would be lost."""
 MOST_UNPACKED = 20
 """Times the size of the file."""
 PATIENCE_S = 120.0
@@ -131,7 +133,8 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             source = path
         with h5py.File(source, "r") as file:
             yield file
-    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+    # TypeError: an attribute or array of another kind, such as a number in place of a list or one without values.
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise WeightsError(f"{path}: can't be read as weights ({reason}). Is it complete?") from error
 
@@ -213,7 +216,11 @@ def _fill(layer: keras.layers.Layer, arrays: list[h5py.Dataset]) -> None:
     received = [tuple(array.shape) for array in arrays]
     if received != expected:
         raise WeightsError(f"layer {layer.name} does not fit: expected shapes {expected}, received {received}")
-    values = [np.asarray(array) for array in arrays]
-    if not all(np.issubdtype(value.dtype, np.number) and np.isfinite(value).all() for value in values):
+    stored = [np.asarray(array) for array in arrays]
+    if not all(value.dtype.kind in _REAL and np.isfinite(value).all() for value in stored):
         raise WeightsError(f"layer {layer.name} holds values that are not finite numbers; the file is damaged")
+    with np.errstate(over="ignore"):
+        values = [value.astype(weight.dtype) for value, weight in zip(stored, layer.weights, strict=True)]
+    if not all(np.isfinite(value).all() for value in values):
+        raise WeightsError(f"layer {layer.name} holds values beyond those of {layer.weights[0].dtype}")
     layer.set_weights(values)
