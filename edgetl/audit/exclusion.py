@@ -84,7 +84,8 @@ def read(path: Path, examples: Examples) -> list[Row]:
         _check_columns(reader.fieldnames or [], path)
         return [_row(cells, f"--exclude {path}: line {reader.line_num}", known, examples.source) for cells in reader]
     except csv.Error as error:
-        raise ConfigError(f"--exclude {path}: line {reader.line_num}: {error}. Mend the quotes of that row") from None
+        line = reader.reader.line_num  # what DictReader says is the row before
+        raise ConfigError(f"--exclude {path}: line {line}: {error}. Mend the quotes of that row") from None
 
 
 def _text(path: Path) -> str:

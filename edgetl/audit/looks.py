@@ -33,8 +33,8 @@ THUMBNAIL = 16
 LAYOUT_VERSION = 1
 """Part of the place of stored looks: raise it when the same photos would give other numbers."""
 _ANIMATED = ("GIF", "WEBP", "PNG")
-_MOST_READS = 4_000_000
-"""Frames of a GIF are counted in pieces of at most 255 bytes, of two reads: those of 500 MB, in 2 s."""
+_MOST_READS = 3_000_000
+"""Frames of a GIF are counted in pieces of at most 255 bytes, of two reads: those of 380 MB, in 2 s."""
 _PERCEIVED = np.array([0.241, 0.691, 0.068], np.float32)
 """Weights of squared red, green and blue in brightness, as cleanvision has them, so that its limits hold."""
 

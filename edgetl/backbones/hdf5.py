@@ -43,7 +43,8 @@ def refuse_stuck(path: Path) -> None:
     """
     size = path.stat().st_size
     if path.suffix == ".keras":
-        with contextlib.suppress(OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile), _archive(path):
+        damage = contextlib.suppress(OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile)
+        with _named(path), damage, _archive(path):
             pass  # a bomb is refused before it is unpacked
     # -P: modules in the folder where the command is given are not ours.
     command = [sys.executable, "-P", str(Path(hdf5_trial.__file__)), str(path), str(MOST_UNPACKED * size)]
@@ -66,12 +67,12 @@ def is_legacy(path: Path) -> bool:
     Raises:
         WeightsError: the file is missing, damaged or of no known format.
     """
-    with _opened(path) as file:
+    with _named(path), _opened(path) as file:
         if "layer_names" in file.attrs or "model_weights" in file:
             return True
         if "layers" in file:
             return False
-    raise WeightsError(f"{path}: HDF5, but not weights of a Keras model. Save them with model.save_weights(...)")
+        raise WeightsError("HDF5, but not weights of a Keras model. Save them with model.save_weights(...)")
 
 
 def load_in_order(model: keras.Model, path: Path) -> None:
@@ -84,12 +85,9 @@ def load_in_order(model: keras.Model, path: Path) -> None:
     Raises:
         WeightsError: the number of layers or a shape differs, or the file is damaged.
     """
-    try:
-        with _opened(path) as file:
-            root = file if "layer_names" in file.attrs else _group(file, "model_weights")
-            _fill_in_order(model, root)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+    with _named(path), _opened(path) as file:
+        root = file if "layer_names" in file.attrs else _group(file, "model_weights")
+        _fill_in_order(model, root)
 
 
 def load_by_name(model: keras.Model, path: Path, *, skip: str) -> None:
@@ -103,14 +101,19 @@ def load_by_name(model: keras.Model, path: Path, *, skip: str) -> None:
     Raises:
         WeightsError: a layer is missing or has another shape, or the file is damaged.
     """
+    with _named(path), _opened(path) as file:
+        stored = dict(_named_layers(file))
+        for layer in model.layers:
+            if layer.weights and layer.name != skip:
+                if layer.name not in stored:
+                    raise WeightsError(f"has no layer {layer.name}. Is it of another backbone?")
+                _fill(layer, stored[layer.name])
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
     try:
-        with _opened(path) as file:
-            stored = dict(_named_layers(file))
-            for layer in model.layers:
-                if layer.weights and layer.name != skip:
-                    if layer.name not in stored:
-                        raise WeightsError(f"has no layer {layer.name}. Is it of another backbone?")
-                    _fill(layer, stored[layer.name])
+        yield
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
 
@@ -119,7 +122,7 @@ def load_by_name(model: keras.Model, path: Path, *, skip: str) -> None:
 def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
     with zipfile.ZipFile(path) as archive:
         if archive.getinfo(_INSIDE_KERAS).file_size > MOST_UNPACKED * path.stat().st_size:
-            raise WeightsError(f"{path}: unpacks to far more than weights do; such a file is refused")
+            raise WeightsError("unpacks to far more than weights do; such a file is refused")
         yield archive
 
 
@@ -136,7 +139,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     # TypeError: an attribute or array of another kind, such as a number in place of a list or one without values.
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
-        raise WeightsError(f"{path}: can't be read as weights ({reason}). Is it complete?") from error
+        raise WeightsError(f"can't be read as weights ({reason}). Is it complete?") from error
 
 
 def _fill_in_order(model: keras.Model, root: h5py.Group) -> None:
@@ -194,7 +197,7 @@ def _group(parent: h5py.Group, name: str) -> h5py.Group:
 
 def _dataset(parent: h5py.Group, name: str) -> h5py.Dataset:
     found = _item(parent, name)
-    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+    if not isinstance(found, h5py.Dataset) or found.shape is None or found.external or found.is_virtual:
         raise WeightsError(f"{name} is not an array inside the file; such a file is refused")
     return found
 
