@@ -492,7 +492,7 @@ LONG = 20_000_000
 
 
 def long_ones() -> dict[str, bytes]:
-    """Small photos in large files, which Pillow would go through for ten seconds and, of a gigabyte, for many minutes."""
+    """Small photos in large files, which cost Pillow ten seconds, and of a gigabyte many minutes."""
     jpeg, black = (encoded(Image.new("L", (8, 8)), kind) for kind in ("JPEG", "PNG"))
     loop = encoded(Image.new("P", (8, 8)), "GIF")
     tables = b"\xff\xdb" + struct.pack(">H", 2 + 65 * 1000) + (b"\1" + bytes(64)) * 1000
