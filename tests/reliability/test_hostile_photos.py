@@ -581,7 +581,7 @@ def not_files(folder: Path) -> list[Path]:
 def test_odd_photos_are_read_or_refused_in_bounded_time_and_memory(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    paths = write(tmp_path / "odd", odd())
+    paths = write(tmp_path / "odd", odd() | long_ones())
     said = read_all(paths)
     counts = check(said)
     refused = [each["name"] for each in said if str(each["train"]).startswith("reason")]
