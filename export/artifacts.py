@@ -67,7 +67,7 @@ def artifact_files(folder: Path, schemes: Sequence[str] = ()) -> tuple[Path, ...
     Raises:
         ArtifactError: there are none, or one that was asked for is not there.
     """
-    there = {path.stem: path for path in sorted(folder.glob("*.tflite"))}
+    there = {path.stem: path for path in sorted(folder.glob("*.tflite")) if path.is_file()}  # of a pipe no hash ends
     if not there:
         raise ArtifactError(f"{folder}: no artifacts. Make them with python -m export.convert {folder.parent}")
     missing = [scheme for scheme in schemes if scheme not in there]

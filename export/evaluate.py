@@ -27,7 +27,7 @@ from edgetl.robustness import Robustness, robustness
 from edgetl.rundir import RunDir, held, installed_versions, open_run, read_json, sealed, sha256_of, write_atomic
 from edgetl.scores import Scores
 from edgetl.slices import SliceColumn, cuts, slice_figures
-from export.artifacts import Artifact, find_artifacts
+from export.artifacts import Artifact, artifact_files, find_artifacts
 from export.predictions import EvaluationSet, Predictions, keras_forward
 from export.trial import refuse_crashing
 
@@ -233,7 +233,7 @@ class _Earlier:
 
     def others(self, run: RunDir, new: set[str]) -> tuple[ArtifactScores, ...]:
         """Artifacts that are still there and were not scored anew."""
-        there = {path.stem: sha256_of(path) for path in run.export_path.glob("*.tflite")}
+        there = {path.stem: sha256_of(path) for path in artifact_files(run.export_path)}
         return tuple(one for one in self.results if there.get(one.scheme) == one.sha256 and one.scheme not in new)
 
 

@@ -472,7 +472,7 @@ EVERYWHERE: dict[str, tuple[Prepare, list[str]]] = {
     ),
     "folder of numbers": (photos_and("--task", "regression"), ["gives no --task regression", "Write a table"]),
     "no such list": (photos_and("--exclude", "gone.csv"), ["--exclude gone.csv: No such file", LISTS]),
-    "a folder for a list": (photos_and("--exclude", "{here}"), ["--exclude ", "Is a directory", LISTS]),
+    "a folder for a list": (photos_and("--exclude", "{here}"), ["--exclude ", "not a regular file", LISTS]),
     "an empty list": (photos_and("--exclude", "{here}/l.csv", l_csv=b""), ["l.csv: line 1 has columns (none)"]),
     "list of other columns": (
         photos_and("--exclude", "{here}/l.csv", l_csv=b"a,b\n1,2\n"),

@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from photos import make_photo
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
+from edgetl.audit.looks import look
 from edgetl.data import geometry, images, read_image
 from edgetl.errors import UnreadableImageError
 from edgetl.inputs import ImageInput
@@ -347,6 +349,68 @@ def test_what_only_looks_like_scans_is_no_scan() -> None:
     # A phone puts a film behind its photo, in which any bytes may be.
     photo = with_scans(PHOTO, 40)
     np.testing.assert_array_equal(read_image(photo + b"\xff\xda" * 4_000, SAME), read_image(photo, SAME))
+
+
+def with_segments(jpeg: bytes, marker: int, bodies: Iterable[bytes]) -> bytes:
+    parts = (bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body for body in bodies)
+    return jpeg[:2] + b"".join(parts) + jpeg[2:]
+
+
+XMP = b"http://ns.adobe.com/xmp/extension/\0"
+EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\3\0\0\0\0\0\0"
+
+
+def lengthy() -> dict[str, bytes]:
+    """Honest photos with as much beside the picture as any camera or program writes."""
+    jpeg, png, gif = (encoded(PHOTO, kind) for kind in ("JPEG", "PNG", "GIF"))
+    at = png.index(b"IDAT") - 4
+    stored = zlib.decompress(png[at + 8 : at + 8 + int.from_bytes(png[at : at + 4], "big")])
+    packed = zlib.compress(stored, 0)
+    bits = b"".join(_chunk(b"IDAT", packed[here : here + 1]) for here in range(len(packed)))
+    frame = gif[gif.index(b",", 13 + 3 * 256) : -1]
+    return {
+        "a depth map.jpg": with_segments(jpeg, 0xE1, [XMP + bytes(65_000)] * 250),
+        "the largest profile.jpg": with_segments(
+            jpeg, 0xE2, [b"ICC_PROFILE\0" + bytes((n, 255)) + bytes(65_519) for n in range(1, 256)]
+        ),
+        "10 000 segments.jpg": with_segments(jpeg, 0xED, [b"x"] * 10_000),
+        "two exifs.jpg": with_segments(jpeg, 0xE1, [EXIF + bytes(65_000), EXIF + bytes(65_000)]),
+        "erased flash memory behind.jpg": jpeg + b"\xff" * 1_000_000,
+        "a chunk for each byte.png": png[:at] + bits + _chunk(b"IEND", b""),
+        "texts behind.png": png[:-12] + _chunk(b"tEXt", b"a\0b") * 10_000 + png[-12:],
+        "5 000 frames.gif": gif[:-1] + frame * 5000 + b";",
+    }
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+@pytest.mark.parametrize("name", lengthy())
+def test_much_beside_the_picture_costs_no_photo(name: str) -> None:
+    expected = read(PHOTO, {"jpg": "JPEG", "png": "PNG", "gif": "GIF"}[name[-3:]])
+    if name == "two exifs.jpg":  # which turn it upside down
+        expected = expected[::-1, ::-1]
+    data = lengthy()[name]
+    np.testing.assert_array_equal(read_image(data, SAME), expected)
+    assert look(data)["frames"] == (5001 if name.endswith("gif") else 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            lambda jpeg: with_segments(jpeg, 0xE5, [b""] * 210_000),
+            "in too many small pieces, the limit is 600000 reads",
+        ),
+        (lambda jpeg: with_segments(jpeg, 0xE5, [bytes(65_000)] * 280), "no picture in the first 18000000 bytes"),
+        (lambda jpeg: jpeg[:-2] + b"\xff" * 200_000, "65536 bytes of fill"),
+    ],
+    ids=["pieces", "head", "fill"],
+)
+def test_what_would_take_long_is_refused(data: Callable[[bytes], bytes], message: str) -> None:
+    with pytest.raises(UnreadableImageError, match=message):
+        read_image(data(encoded(PHOTO, "JPEG")), SAME)
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:

@@ -256,6 +256,10 @@ def test_complaints_name_the_line_and_the_way_out(name: str, root: Path) -> None
         ('{"path": "a/1.jpg", "label": "x", "note": "\\udfff"}\n', r"line 1: no JSON \(.*surrogates"),
         ("[" * 100_000 + "\n", "line 1: no JSON"),
         ("".join(f'{{"path": "a/1.jpg", "{n}": 1}}\n' for n in range(1001)), "line 1000: 1001 columns, at most"),
+        (
+            json.dumps(dict.fromkeys(["path", *map(str, range(999))])) + "\n" + "{}\n" * 20_000,
+            "line 10001: 10001 rows of 1000 columns, most of them empty",
+        ),
     ],
 )
 def test_complaints_about_json_lines(text: str, message: str, root: Path) -> None:

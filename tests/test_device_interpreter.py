@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import subprocess
 import sys
 import threading
@@ -215,8 +216,10 @@ def test_files_that_are_not_models(tmp_path: Path) -> None:
     path = tmp_path / "model.tflite"
     with pytest.raises(DeviceError, match=r"No such file.*Check the path"):
         Model(path)
-    with pytest.raises(DeviceError, match="Is a directory"):
-        Model(tmp_path)
+    os.mkfifo(tmp_path / "pipe.tflite")
+    for other in (tmp_path, tmp_path / "pipe.tflite"):
+        with pytest.raises(DeviceError, match=f"{other}: not a regular file"):
+            Model(other)
     for content, says in [
         (b"", "is empty"),
         (b"PK\x03\x04" + bytes(99), "not a TFLite model"),

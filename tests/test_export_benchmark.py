@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -185,6 +186,13 @@ def test_one_damaged_artifact_of_a_run_writes_no_report(run: Path) -> None:
 def test_artifact_files_come_in_the_order_asked_for_and_once(run: Path) -> None:
     chosen = artifact_files(run / "export", ("int8", "float32", "int8"))
     assert [path.stem for path in chosen] == ["int8", "float32"]
+
+
+def test_a_pipe_is_not_waited_for(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(run / "export/pipe.tflite")
+    assert [path.stem for path in artifact_files(run / "export")] == ["float32", "int8"]
+    assert status(run / "export/pipe.tflite", "--runs", "1") == 2
+    assert f"{run / 'export/pipe.tflite'}: not a regular file" in capsys.readouterr().err
 
 
 def test_help_is_instant_and_loads_no_tensorflow() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import shutil
 import threading
 import zipfile
 from collections import OrderedDict
@@ -534,6 +535,41 @@ def test_values_that_are_no_numbers_are_refused(trained, tmp_path):
         file[array][...] = np.nan
     with pytest.raises(WeightsError, match=r"layer \w+ holds values that are not finite"):
         build(SMALL, SPEC, str(tmp_path / "x.weights.h5"))
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda shape: np.full(shape, 1e300), r"layer \w+ holds values beyond those of float32"),
+        (lambda shape: np.full(shape, 1j, "complex64"), r"layer \w+ holds values that are not finite"),
+        (lambda shape: np.ones(shape, bool), r"layer \w+ holds values that are not finite"),
+        (lambda shape: h5py.Empty("f4"), "not an array inside the file"),
+    ],
+    ids=["too large", "complex", "truths", "none"],
+)
+def test_values_that_would_be_lost_are_refused(trained, tmp_path, made, message):
+    file, array = tampered(trained, tmp_path)
+    with file:
+        shape = file[array].shape
+        del file[array]
+        file.create_dataset(array, data=made(shape))
+    with pytest.raises(WeightsError, match=rf"^[^:]*x\.weights\.h5: [^:]*{message}"):
+        build(SMALL, SPEC, str(tmp_path / "x.weights.h5"))
+
+
+@pytest.mark.parametrize("attribute", ["layer_names", "weight_names"])
+@pytest.mark.parametrize("value", [5, h5py.Empty("S1"), [1.5]], ids=["number", "none", "numbers"])
+def test_lists_of_names_that_are_none_are_refused(legacy, tmp_path, attribute, value):
+    shutil.copy(legacy[0], tmp_path / "x.h5")
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        layers = file["model_weights"]
+        named = layers if attribute in layers.attrs else layers["conv1"]
+        named.attrs[attribute] = value
+    with pytest.raises(
+        WeightsError, match=r"x\.h5: (can't be read as weights|1\.5 is missing|has 26 layers)"
+    ) as caught:
+        build(SMALL, SPEC, str(tmp_path / "x.h5"))
+    assert "\n" not in str(caught.value)
 
 
 def test_huge_array_in_a_small_file_is_not_unpacked(trained, tmp_path):

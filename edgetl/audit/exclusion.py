@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
@@ -73,24 +74,37 @@ def read(path: Path, examples: Examples) -> list[Row]:
         examples: what its ids name.
 
     Raises:
-        ConfigError: no such file, other columns, or a line that can't be meant; the message names the line.
+        ConfigError: no such file, other columns, or a line that is broken or can't be meant; the message names it.
     """
-    try:
-        text = path.expanduser().read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"--exclude {path}: {why}. Name the exclude.csv that recipes.audit wrote") from None
+    text = _text(path)
     first = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=";" if ";" in first else ",")
-    names = reader.fieldnames or []
+    known = {example.id for example in examples}
+    try:
+        _check_columns(reader.fieldnames or [], path)
+        return [_row(cells, f"--exclude {path}: line {reader.line_num}", known, examples.source) for cells in reader]
+    except csv.Error as error:
+        line = reader.reader.line_num  # what DictReader says is the row before
+        raise ConfigError(f"--exclude {path}: line {line}: {error}. Mend the quotes of that row") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        if not stat.S_ISREG(path.expanduser().stat().st_mode):
+            raise OSError("not a regular file")  # a pipe would be waited for
+        return path.expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = (error.strerror or str(error)) if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"--exclude {path}: {why}. Name the exclude.csv that recipes.audit wrote") from None
+
+
+def _check_columns(names: Sequence[str], path: Path) -> None:
     wrong = [name for name in names if name not in COLUMNS] + [f"no {name}" for name in _REQUIRED if name not in names]
     if wrong or len(set(names)) < len(names):
         raise ConfigError(
             f"--exclude {path}: line 1 has columns {','.join(names) or '(none)'}, "
             f"expected {','.join(_REQUIRED)} and perhaps {','.join(COLUMNS[2:])}"
         )
-    known = {example.id for example in examples}
-    return [_row(cells, f"--exclude {path}: line {reader.line_num}", known, examples.source) for cells in reader]
 
 
 def without(examples: Examples, path: Path | None) -> Examples:

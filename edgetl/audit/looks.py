@@ -18,7 +18,7 @@ from PIL import Image
 
 from edgetl.console import Bar, progress
 from edgetl.data import Example, Examples, Pixels, Unreadable, default_workers, read_image
-from edgetl.data.images import FORMATS, read_file
+from edgetl.data.images import FORMATS, Source, read_file
 from edgetl.errors import UnreadableImageError
 from edgetl.features import SHARD_ROWS, photos_key
 from edgetl.inputs import ImageInput
@@ -33,6 +33,8 @@ THUMBNAIL = 16
 LAYOUT_VERSION = 1
 """Part of the place of stored looks: raise it when the same photos would give other numbers."""
 _ANIMATED = ("GIF", "WEBP", "PNG")
+_MOST_READS = 3_000_000
+"""Frames of a GIF are counted in pieces of at most 255 bytes, of two reads: those of 380 MB, in 2 s."""
 _PERCEIVED = np.array([0.241, 0.691, 0.068], np.float32)
 """Weights of squared red, green and blue in brightness, as cleanvision has them, so that its limits hold."""
 
@@ -43,7 +45,7 @@ LOOK = np.dtype(
         ("bytes", np.uint64),
         ("format", "U4"),
         ("mode", "U6"),
-        ("frames", np.uint32),  # 0: broken behind the first
+        ("frames", np.uint32),  # 0: broken behind the first, or too many pieces to count
         ("bright", np.float32),  # 99th percentile of brightness, 0..1: low in dark photos
         ("dark", np.float32),  # 5th percentile: high in washed-out photos
         ("deviation", np.float32),  # standard deviation of grey, 0..128
@@ -173,7 +175,9 @@ def look(data: bytes) -> NDArray[np.void]:
     """
     pixels = read_image(data, ImageInput(SIDE, SIDE))
     row = np.zeros((), LOOK)
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # the header alone
+    source = Source(data, _MOST_READS)
+    with Image.open(source, formats=FORMATS) as image:  # the header alone
+        source.in_head = False
         row["width"], row["height"] = image.size
         row["format"], row["mode"] = image.format, image.mode
         row["frames"] = _frames(image)
@@ -184,7 +188,7 @@ def look(data: bytes) -> NDArray[np.void]:
 
 
 def _frames(image: Image.Image) -> int:
-    """How many there are; 0 where what follows the first is broken, which is all that training reads."""
+    """How many there are; 0 where what follows the first, all that training reads, is broken or takes too long."""
     try:
         return int(getattr(image, "n_frames", 1)) if image.format in _ANIMATED else 1
     except Exception:  # Pillow walks through all of them, and what a flipped bit raises there is anything

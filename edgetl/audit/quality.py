@@ -93,7 +93,7 @@ def _by_storage(looks: Looks) -> Iterator[Finding]:
         if row["format"] not in _SUFFIXES.get(suffix, (row["format"],)):
             yield _finding(looks, index, "odd_file", f"called {suffix}, holds {row['format']}")
         if row["frames"] != 1:
-            many = f"{row['frames']} frames" if row["frames"] else "broken behind the first frame"
+            many = f"{row['frames']} frames" if row["frames"] else "broken or unending behind the first frame"
             yield _finding(looks, index, "odd_file", f"{many}, of which the first is used")
         if modes[str(row["mode"])] < RARE_MODE * len(looks.rows):
             yield _finding(looks, index, "odd_file", f"colours stored as {row['mode']}, usual here is {usual}")

@@ -27,6 +27,8 @@ import numpy as np  # noqa: E402
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 _INSIDE_KERAS = "model.weights.h5"
+_REAL = "fiu"
+"""Kinds of numbers that weights may be stored as: floats and integers. Of a complex one half would be lost."""
 MOST_UNPACKED = 20
 """Times the size of the file."""
 PATIENCE_S = 120.0
@@ -41,7 +43,8 @@ def refuse_stuck(path: Path) -> None:
     """
     size = path.stat().st_size
     if path.suffix == ".keras":
-        with contextlib.suppress(OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile), _archive(path):
+        damage = contextlib.suppress(OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile)
+        with _named(path), damage, _archive(path):
             pass  # a bomb is refused before it is unpacked
     # -P: modules in the folder where the command is given are not ours.
     command = [sys.executable, "-P", str(Path(hdf5_trial.__file__)), str(path), str(MOST_UNPACKED * size)]
@@ -64,12 +67,12 @@ def is_legacy(path: Path) -> bool:
     Raises:
         WeightsError: the file is missing, damaged or of no known format.
     """
-    with _opened(path) as file:
+    with _named(path), _opened(path) as file:
         if "layer_names" in file.attrs or "model_weights" in file:
             return True
         if "layers" in file:
             return False
-    raise WeightsError(f"{path}: HDF5, but not weights of a Keras model. Save them with model.save_weights(...)")
+        raise WeightsError("HDF5, but not weights of a Keras model. Save them with model.save_weights(...)")
 
 
 def load_in_order(model: keras.Model, path: Path) -> None:
@@ -82,12 +85,9 @@ def load_in_order(model: keras.Model, path: Path) -> None:
     Raises:
         WeightsError: the number of layers or a shape differs, or the file is damaged.
     """
-    try:
-        with _opened(path) as file:
-            root = file if "layer_names" in file.attrs else _group(file, "model_weights")
-            _fill_in_order(model, root)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+    with _named(path), _opened(path) as file:
+        root = file if "layer_names" in file.attrs else _group(file, "model_weights")
+        _fill_in_order(model, root)
 
 
 def load_by_name(model: keras.Model, path: Path, *, skip: str) -> None:
@@ -101,14 +101,19 @@ def load_by_name(model: keras.Model, path: Path, *, skip: str) -> None:
     Raises:
         WeightsError: a layer is missing or has another shape, or the file is damaged.
     """
+    with _named(path), _opened(path) as file:
+        stored = dict(_named_layers(file))
+        for layer in model.layers:
+            if layer.weights and layer.name != skip:
+                if layer.name not in stored:
+                    raise WeightsError(f"has no layer {layer.name}. Is it of another backbone?")
+                _fill(layer, stored[layer.name])
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
     try:
-        with _opened(path) as file:
-            stored = dict(_named_layers(file))
-            for layer in model.layers:
-                if layer.weights and layer.name != skip:
-                    if layer.name not in stored:
-                        raise WeightsError(f"has no layer {layer.name}. Is it of another backbone?")
-                    _fill(layer, stored[layer.name])
+        yield
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
 
@@ -117,7 +122,7 @@ def load_by_name(model: keras.Model, path: Path, *, skip: str) -> None:
 def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
     with zipfile.ZipFile(path) as archive:
         if archive.getinfo(_INSIDE_KERAS).file_size > MOST_UNPACKED * path.stat().st_size:
-            raise WeightsError(f"{path}: unpacks to far more than weights do; such a file is refused")
+            raise WeightsError("unpacks to far more than weights do; such a file is refused")
         yield archive
 
 
@@ -131,9 +136,10 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             source = path
         with h5py.File(source, "r") as file:
             yield file
-    except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+    # TypeError: an attribute or array of another kind, such as a number in place of a list or one without values.
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
-        raise WeightsError(f"{path}: can't be read as weights ({reason}). Is it complete?") from error
+        raise WeightsError(f"can't be read as weights ({reason}). Is it complete?") from error
 
 
 def _fill_in_order(model: keras.Model, root: h5py.Group) -> None:
@@ -191,7 +197,7 @@ def _group(parent: h5py.Group, name: str) -> h5py.Group:
 
 def _dataset(parent: h5py.Group, name: str) -> h5py.Dataset:
     found = _item(parent, name)
-    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+    if not isinstance(found, h5py.Dataset) or found.shape is None or found.external or found.is_virtual:
         raise WeightsError(f"{name} is not an array inside the file; such a file is refused")
     return found
 
@@ -213,7 +219,11 @@ def _fill(layer: keras.layers.Layer, arrays: list[h5py.Dataset]) -> None:
     received = [tuple(array.shape) for array in arrays]
     if received != expected:
         raise WeightsError(f"layer {layer.name} does not fit: expected shapes {expected}, received {received}")
-    values = [np.asarray(array) for array in arrays]
-    if not all(np.issubdtype(value.dtype, np.number) and np.isfinite(value).all() for value in values):
+    stored = [np.asarray(array) for array in arrays]
+    if not all(value.dtype.kind in _REAL and np.isfinite(value).all() for value in stored):
         raise WeightsError(f"layer {layer.name} holds values that are not finite numbers; the file is damaged")
+    with np.errstate(over="ignore"):
+        values = [value.astype(weight.dtype) for value, weight in zip(stored, layer.weights, strict=True)]
+    if not all(np.isfinite(value).all() for value in values):
+        raise WeightsError(f"layer {layer.name} holds values beyond those of {layer.weights[0].dtype}")
     layer.set_weights(values)

@@ -46,6 +46,14 @@ MAX_SCANS = 20
 than ten bytes. libjpeg writes 10 into a progressive one, 18 of CMYK."""
 MAX_FILE_BYTES = 1 << 30
 """Larger files are not read: the largest bitmap of `MAX_PIXELS` has 0.7 GB."""
+MAX_READS = 600_000
+"""How often Pillow may ask for bytes of a photo: up to four times for each segment, chunk, block, run or loose byte, a
+microsecond or two each. A PNG of `MAX_FILE_BYTES` in the usual chunks of 8 kB takes 400,000."""
+MAX_HEAD_BYTES = 18_000_000
+"""What may come before the picture: Pillow goes through tables and resources of a JPEG in Python, 0.1 µs a byte. The
+largest colour profile that a JPEG can hold has 16.7 MB."""
+MAX_RUN_PIXELS = 1 << 24
+"""Of a run-length coded bitmap, which Pillow unpacks in Python: 0.2 µs a pixel, from a few bytes a row."""
 LARGE = 1 << 25
 """Photos of more pixels than this are decoded one at a time, whatever the number of threads."""
 MARGIN = 2.0
@@ -69,6 +77,9 @@ _TURNS = {
 _SWAPS_SIDES = (5, 6, 7, 8)
 _ROWS = 1 << 18
 """Pixels that are converted at a time: of a large photo every copy would take its memory again."""
+_EXIF = b"Exif\0\0"
+_FILL = b"\xff" * (1 << 16)
+"""A whole read of what may stand before any marker: libjpeg goes back to its first byte with each further read."""
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
 """What begins a segment of a JPEG; the others have no length, or are within the data of a scan."""
 _large: ThreadPoolExecutor
@@ -79,6 +90,39 @@ _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 # Pillow warns about sizes and damaged metadata on stderr, in the middle of progress bars; whether a file can be
 # used is decided here. Appended: a filter that the application has set still wins.
 warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
+
+
+class Source(io.BytesIO):
+    """The bytes of a photo, which Pillow may ask for only so often: a few bytes can cost it a loop in Python.
+
+    Of the EXIF of a JPEG it sees the first segment alone, which holds the orientation: with each further one it copies
+    all that it has.
+    """
+
+    def __init__(self, data: bytes, most_reads: int = MAX_READS) -> None:
+        """Begin before the head; `most_reads` is for who reads further than the first picture."""
+        super().__init__(data)
+        self.in_head = True
+        self._most, self._left, self._exif = most_reads, most_reads, False
+        self._jpeg = data.startswith(b"\xff\xd8")
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as any file.
+
+        Raises:
+            UnreadableImageError: too often, too far before the picture, or nothing but fill of a JPEG.
+        """
+        self._left -= 1
+        if self._left < 0:
+            raise UnreadableImageError(f"in too many small pieces, the limit is {self._most} reads")
+        if self.in_head and self.tell() > MAX_HEAD_BYTES:
+            raise UnreadableImageError(f"no picture in the first {MAX_HEAD_BYTES} bytes")
+        data = super().read(size)
+        if self._jpeg and data == _FILL:
+            raise UnreadableImageError(f"damaged: {len(_FILL)} bytes of fill")
+        if self.in_head and data.startswith(_EXIF):
+            data, self._exif = bytes(len(data)) if self._exif else data, True
+        return data
 
 
 def read_image(source: Path | bytes, spec: ImageInput) -> Pixels:
@@ -123,7 +167,9 @@ def read_file(path: Path) -> bytes:
 def _decode(data: bytes, spec: ImageInput) -> Pixels:
     if not data:
         raise UnreadableImageError("empty file (0 bytes)")
-    with _pillow_errors(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    source = Source(data)
+    with _pillow_errors(), Image.open(source, formats=FORMATS) as image:
+        source.in_head = False
         _check_size(image, data)
         small = _alone(image, spec) if _takes_much(image) else _fitted(image, spec)
     if small.size != (spec.width, spec.height):
@@ -187,11 +233,18 @@ def _check_size(image: Image.Image, data: bytes) -> None:
     pixels, limit = image.width * image.height, MAX_PIXELS // (2 if image.format == "WEBP" else 1)
     if pixels > limit:
         raise UnreadableImageError(f"{image.width}x{image.height} pixels, the limit is {limit}")
+    if pixels > MAX_RUN_PIXELS and _in_runs(image):
+        raise UnreadableImageError(f"{image.width}x{image.height} pixels in runs, the limit is {MAX_RUN_PIXELS}")
     if max(image.size) > MAX_SIDE:
         raise UnreadableImageError(f"{image.width}x{image.height} pixels, the limit of a side is {MAX_SIDE}")
     most = MAX_SCANS * MAX_PIXELS // (pixels + (1 << 20))  # a scan without pixels has its cost, too
     if image.format in _JPEGS and data.count(b"\xff\xda") > most and (scans := _scans(data)) > most:
         raise UnreadableImageError(f"{scans} scans of {image.width}x{image.height} pixels, the limit is {most}")
+
+
+def _in_runs(image: Image.Image) -> bool:
+    tile: Any = getattr(image, "tile", None)
+    return bool(tile) and tile[0][0] == "bmp_rle"
 
 
 def _takes_much(image: Image.Image) -> bool:
@@ -201,8 +254,11 @@ def _takes_much(image: Image.Image) -> bool:
 
 def _scans(data: bytes) -> int:
     """How many there are in the first picture of a JPEG."""
-    at, count = 2, 0
+    at, segments, count = 2, 0, 0
     while (found := _MARKER.search(data, at)) and found[1] != b"\xd9":
+        segments += 1
+        if segments > MAX_READS:
+            raise UnreadableImageError(f"in too many small pieces, the limit is {MAX_READS} segments")
         count += found[1] == b"\xda"
         at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
     return count

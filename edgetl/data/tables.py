@@ -17,6 +17,9 @@ JSON_SUFFIXES = (".jsonl", ".ndjson")
 SUFFIXES = (*CSV_SUFFIXES, *JSON_SUFFIXES)
 MOST_COLUMNS = 1000
 """Every row has a cell for every column: a small file of JSON Lines with a new key in each would fill all memory."""
+MOST_EMPTY_CELLS = 10_000_000
+"""Of JSON Lines, which write none: one wide object in a long file would fill all memory, at eight bytes a cell. So many
+may be, or one for each character of the file, as in CSV."""
 _DELIMITERS = ",;\t"
 _BOMS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -46,7 +49,7 @@ def read_table(path: Path, one_of: Sequence[str]) -> Table:
         one_of: columns of which the file must have one; they also tell the separator.
 
     Raises:
-        DatasetError: it is not UTF-8, empty, or broken; the message names the line.
+        DatasetError: it is not UTF-8, empty, broken, or far larger unpacked; the message names the line.
         OSError: it can't be read.
     """
     text = _decoded(path)
@@ -120,6 +123,11 @@ def _read_json_lines(path: Path, text: str) -> Table:
         for key, value in record.items():
             cells[columns[key]] = _cell(value)
         rows.append((line, cells))
+        if len(rows) * len(columns) > max(MOST_EMPTY_CELLS, len(text)):
+            raise DatasetError(
+                f"{path}: line {line}: {len(rows)} rows of {len(columns)} columns, most of them empty. "
+                "Leave out columns that few rows have"
+            )
     for _, cells in rows:
         cells += [""] * (len(columns) - len(cells))
     return Table(path, tuple(columns), rows)

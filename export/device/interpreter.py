@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import queue
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -299,6 +300,8 @@ def _read(model: ModelSource, where: str) -> bytes:
         content = model
     else:
         try:
+            if not stat.S_ISREG(Path(model).stat().st_mode):  # a pipe would never end
+                raise DeviceError(f"{where}: not a regular file. Give a .tflite file")
             content = Path(model).read_bytes()
         except OSError as error:
             raise DeviceError(f"{where}: {error.strerror or error}. Check the path of the .tflite file") from error

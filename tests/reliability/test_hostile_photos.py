@@ -463,24 +463,68 @@ def odd() -> dict[str, bytes]:
     text = zlib.compress(bytes(200_000_000), 1)
     loop = encoded(Image.new("P", (1, 1)), "GIF")
     frame = loop[loop.index(b",") : -1]
-    return made | {
-        "xmp.jpg": segment(plain, 0xE1, xmp),
-        "icc.jpg": segment(plain, 0xE2, icc),
-        "no pictures.jpg": segment(plain, 0xE2, b"MPF\0MM\0*\0\0\0\x08" + b"\xff" * 60),
-        "comments.jpg": small[:2] + b"\xff\xfe\0\2" * 100_000 + small[2:],
-        "text bomb.png": png(8, 8, 8, 0, 8, chunk(b"zTXt", b"a\0\0" + text)),
-        "profile bomb.png": png(8, 8, 8, 0, 8, chunk(b"iCCP", b"a\0\0" + text)),
-        "texts.png": png(8, 8, 8, 0, 8, chunk(b"tEXt", b"a\0b") * 50_000),
-        "no row.png": png(13_000, 13_000, 8, 6, 0),
-        "some rows.png": png(13_000, 13_000, 8, 2, 100),
-        "no pixel.png": png(0, 0, 8, 0, 0),
-        "negative.bmp": whole()["plain.bmp"][:18] + struct.pack("<ii", -5, 9) + whole()["plain.bmp"][26:],
-        "large, no data.jpg": jpeg_of(13_000, 13_000, plain),
-        "large, no progress.jpg": jpeg_of(13_000, 13_000, whole()["progressive.jpg"]),
-        "no size.jpg": jpeg_of(0, 0, plain),
-        "frames.gif": loop[:-1] + frame * 100_000 + b";",
-        "unending.gif": loop[:-1] + frame,
+    return (
+        made
+        | long_ones()
+        | {
+            "xmp.jpg": segment(plain, 0xE1, xmp),
+            "icc.jpg": segment(plain, 0xE2, icc),
+            "no pictures.jpg": segment(plain, 0xE2, b"MPF\0MM\0*\0\0\0\x08" + b"\xff" * 60),
+            "comments.jpg": small[:2] + b"\xff\xfe\0\2" * 100_000 + small[2:],
+            "text bomb.png": png(8, 8, 8, 0, 8, chunk(b"zTXt", b"a\0\0" + text)),
+            "profile bomb.png": png(8, 8, 8, 0, 8, chunk(b"iCCP", b"a\0\0" + text)),
+            "texts.png": png(8, 8, 8, 0, 8, chunk(b"tEXt", b"a\0b") * 50_000),
+            "no row.png": png(13_000, 13_000, 8, 6, 0),
+            "some rows.png": png(13_000, 13_000, 8, 2, 100),
+            "no pixel.png": png(0, 0, 8, 0, 0),
+            "negative.bmp": whole()["plain.bmp"][:18] + struct.pack("<ii", -5, 9) + whole()["plain.bmp"][26:],
+            "large, no data.jpg": jpeg_of(13_000, 13_000, plain),
+            "large, no progress.jpg": jpeg_of(13_000, 13_000, whole()["progressive.jpg"]),
+            "no size.jpg": jpeg_of(0, 0, plain),
+            "frames.gif": loop[:-1] + frame * 100_000 + b";",
+            "unending.gif": loop[:-1] + frame,
+        }
+    )
+
+
+LONG = 20_000_000
+"""Bytes of a file that makes its reader take one small step after another."""
+
+
+def long_ones() -> dict[str, bytes]:
+    """Small photos in large files, which cost Pillow ten seconds, and of a gigabyte many minutes."""
+    jpeg, black = (encoded(Image.new("L", (8, 8)), kind) for kind in ("JPEG", "PNG"))
+    loop = encoded(Image.new("P", (8, 8)), "GIF")
+    tables = b"\xff\xdb" + struct.pack(">H", 2 + 65 * 1000) + (b"\1" + bytes(64)) * 1000
+    exif = b"\xff\xe1\0\x40Exif\0\0" + bytes(56)
+    end, at = len(black) - 12, loop.index(b",")
+    made = {
+        "empty comments.jpg": jpeg[:2] + b"\xff\xfe\0\2" * (LONG // 4) + jpeg[2:],
+        "empty segments.jpg": jpeg[:2] + b"\xff\xe5\0\2" * (LONG // 4) + jpeg[2:],
+        "fill.jpg": jpeg[:2] + b"\xff" * LONG + jpeg[2:],
+        "loose bytes.jpg": jpeg[:2] + b"\xff\0" * (LONG // 2) + jpeg[2:],
+        "tables.jpg": jpeg[:2] + tables * (LONG // len(tables)) + jpeg[2:],
+        "small exifs.jpg": jpeg[:2] + exif * (5_000_000 // len(exif)) + jpeg[2:],
+        "fill for a picture.jpg": jpeg[:-2] + b"\xff" * LONG + jpeg[-2:],
+        "private chunks.png": black[:33] + chunk(b"abCd", b"") * (LONG // 12) + black[33:],
+        "empty chunks.png": black[:33] + chunk(b"IDAT", b"") * (LONG // 12) + black[33:],
+        "chunks at the end.png": black[:end] + chunk(b"abCd", b"") * (LONG // 12) + black[end:],
+        "comments.gif": loop[:at] + b"!\xfe\1a\0" * (LONG // 5) + loop[at:],
+        "blocks of one byte.gif": loop[:at] + b"!\xfe" + b"\1a" * (LONG // 2) + b"\0" + loop[at:],
+        "loose bytes.gif": loop[:at] + bytes(LONG) + loop[at:],
+        "ends of lines.bmp": runs(100, 100, bytes(LONG)),
+        "empty lines.bmp": runs(16_000, 11_000, b"\1\1\0\0" * 11_000),
+        "lines at the limit.bmp": runs(4096, 4096, b"\1\1\0\0" * 4096),
     }
+    frame = b"!\xfe\0" + loop[at:-1]
+    return made | {"film.gif": loop[:-1] + frame * (LONG // len(frame)) + b";"}  # the audit alone counts frames
+
+
+def runs(width: int, height: int, body: bytes) -> bytes:
+    """A bitmap in runs of equal pixels."""
+    at = 14 + 40 + 1024
+    about = struct.pack("<IIiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", at + len(body), 0, 0, at) + about + bytes(1024) + body
 
 
 def segment(jpeg: bytes, marker: int, body: bytes) -> bytes:
@@ -537,7 +581,7 @@ def not_files(folder: Path) -> list[Path]:
 def test_odd_photos_are_read_or_refused_in_bounded_time_and_memory(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    paths = write(tmp_path / "odd", odd())
+    paths = write(tmp_path / "odd", odd() | long_ones())
     said = read_all(paths)
     counts = check(said)
     refused = [each["name"] for each in said if str(each["train"]).startswith("reason")]

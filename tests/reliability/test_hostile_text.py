@@ -109,6 +109,10 @@ LINES: dict[str, tuple[str, str]] = {
         "".join(f'{{"path": "{n}", "label": "a", "k{n}": 1}}\n' for n in range(20_000)),
         "columns, at most",
     ),
+    "few keys after many": (
+        json.dumps({"path": "x", **dict.fromkeys(WIDE.split(",")[:990], 1)}) + "\n" + '{"path": "x"}\n' * 300_000,
+        "991 columns, most of them empty",
+    ),
     "100 000 keys": (json.dumps({"path": "x", **dict.fromkeys(WIDE.split(","), 1)}) + "\n", "columns, at most"),
     "deep": (OBJECT + '{"path": ' + "[" * 100_000 + "\n", "no JSON"),
     "deep, closed": (OBJECT + '{"path": ' + "[" * 400 + "]" * 400 + "}\n", "no label"),
@@ -145,6 +149,37 @@ def test_tables(case: str, photos: Path, tmp_path: Path, capfd: pytest.CaptureFi
     line = refusal(feature_extraction, ["--data", table, "--out", tmp_path / "run"], capfd)
     assert re.search(message, line) and str(table) in line, line
     assert not (tmp_path / "run").exists()
+
+
+LISTED = "id,action,reason,detail\ncat/0000.jpg,keep,,"
+EXCLUDES: dict[str, tuple[str | None, str]] = {
+    "a cell of 200 kB": (LISTED + "x" * 200_000, "line 2: field larger"),
+    "a heading of 200 kB": ("id,action," + "x" * 200_000, "line 1: field larger"),
+    "a quote that never ends": (LISTED + '"' + LISTED * 5000, "field larger"),
+    "a million columns": ("id,action" + ",x" * 10**6, "line 1 has columns"),
+    "NUL": (LISTED.replace("keep", "ke\0ep"), r"line 2: action is 'ke\\x00ep'"),
+    "terminal codes": (LISTED.replace("cat", "\x1b[2J"), "has no photo"),
+    "above the folder": (LISTED.replace("cat", ".."), "has no photo"),
+    "a pipe": (None, "not a regular file"),
+}
+
+
+@pytest.mark.parametrize("case", EXCLUDES)
+def test_lists_of_photos_to_leave_out(
+    case: str, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content, message = EXCLUDES[case]
+    listed = tmp_path / "exclude.csv"
+    if content is None:
+        os.mkfifo(listed)
+    else:
+        listed.write_text(content)
+    table = photos / "m.csv"
+    table.write_text(HEADER + ROWS)
+    words = ["--data", table, "--out", tmp_path / "audit", "--no-features", "--exclude", listed]
+    line = refusal(audit, words, capfd)
+    assert re.search(message, line) and str(listed) in line, line
+    assert not (tmp_path / "audit").exists()
 
 
 @pytest.mark.parametrize("ending", ["\r", "\n\r", "\r\r\n"])
