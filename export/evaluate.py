@@ -27,7 +27,7 @@ from edgetl.metrics import primary, score
 from edgetl.outputs import OutputSpec
 from edgetl.robustness import Robustness, robustness
 from edgetl.rundir import RunDir, held, installed_versions, open_run, read_json, sealed, sha256_of, write_atomic
-from edgetl.scores import Scores
+from edgetl.scores import OutputScores, RegressionScores, Scores, TargetScores
 from edgetl.slices import SliceColumn, cuts, slice_figures
 from export.artifacts import Artifact, find_artifacts
 from export.predictions import EvaluationSet, Predictions, keras_forward
@@ -301,7 +301,7 @@ def evaluation_of(run: RunDir, artifacts: Sequence[Artifact]) -> tuple[Evaluatio
 
     Raises:
         ArtifactError: not evaluated, or not since a file was made.
-        RunError: the evaluation is damaged, or the run has no test split.
+        RunError: the evaluation is damaged or of other outputs, or the run has no test split.
     """
     if run.untested:
         raise RunError(f"{run.untested}: nothing was evaluated")
@@ -309,11 +309,23 @@ def evaluation_of(run: RunDir, artifacts: Sequence[Artifact]) -> tuple[Evaluatio
     if not path.is_file():
         raise ArtifactError(f"{run.export_path}: not evaluated yet. {advice}")
     evaluation = read_json(EvaluationReport, path)
-    scored = {scores.sha256: scores for scores in evaluation.artifacts}
+    for scores in (evaluation.keras, *(each.scores for each in evaluation.artifacts)):
+        if (scores.task, tuple(each.name for each in outputs_of(scores))) != (run.outputs.task, run.output_names):
+            raise RunError(f"{path}: figures of other outputs than the run's. {advice}")
+    scored = {each.sha256: each for each in evaluation.artifacts}
     for artifact in artifacts:
         if artifact.sha256 not in scored:
             raise ArtifactError(f"{run.export_path / artifact.path}: not evaluated since it was made. {advice}")
     return evaluation, {artifact.scheme: scored[artifact.sha256] for artifact in artifacts}
+
+
+def outputs_of(scores: Scores) -> tuple[OutputScores, ...] | tuple[TargetScores, ...]:
+    """What was scored of each class, label or target, in their order."""
+    match scores:
+        case RegressionScores():
+            return scores.targets
+        case _:
+            return scores.labels if scores.task == "multi_label" else scores.classes
 
 
 def show(report: EvaluationReport) -> str:
