@@ -48,7 +48,7 @@ def from_json(kind: type[C], text: str | bytes, *, source: str = "JSON") -> C:
         source: where the text comes from, for the message.
 
     Raises:
-        ConfigError: the text is not JSON, or a field is missing, unknown or of another type.
+        ConfigError: the text is not JSON, or a field is missing, unknown, of another type or of a value that can't be.
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
@@ -59,6 +59,8 @@ def from_json(kind: type[C], text: str | bytes, *, source: str = "JSON") -> C:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "top level"
         raise ConfigError(f"{source}: {where}: {first['msg']}") from error
+    except ConfigError as error:  # of a dataclass that checks itself
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def checked(config: C) -> C:

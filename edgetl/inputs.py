@@ -13,6 +13,8 @@ from typing import Literal
 from .errors import ConfigError  # by its place: export.bundle packs this file for devices
 
 ResizeRule = Literal["stretch", "crop", "pad"]
+LARGEST_SIDE = 4096
+"""Pixels: TensorFlow ends the process when it can't count them."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class ImageInput:
     """An RGB photo, uint8 [height, width, 3], values 0..255.
 
     Raises:
-        ConfigError: a side is not positive.
+        ConfigError: a side is not positive, or longer than `LARGEST_SIDE`.
     """
 
     height: int
@@ -34,9 +36,13 @@ class ImageInput:
     """Tells the members of the family apart in JSON."""
 
     def __post_init__(self) -> None:
-        """Refuse an empty frame."""
+        """Refuse an empty frame, and one that no memory holds."""
         if self.height < 1 or self.width < 1:
             raise ConfigError(f"image size {self.height}x{self.width}: both sides must be at least 1 pixel")
+        if max(self.height, self.width) > LARGEST_SIDE:
+            raise ConfigError(
+                f"image size {self.height}x{self.width}: both sides must be at most {LARGEST_SIDE} pixels"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:

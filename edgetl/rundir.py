@@ -6,7 +6,6 @@ unfinished. Every file is written under a temporary name and renamed, so a name 
 """
 
 import contextlib
-import csv
 import dataclasses
 import fcntl
 import hashlib
@@ -26,8 +25,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from edgetl import seal
 from edgetl.config import from_json, to_json
-from edgetl.console import log
-from edgetl.data import Examples, Splits, locate, read_csv
+from edgetl.console import log, quiet_tensorflow
+from edgetl.data import Examples, Splits, locate, read_csv, read_rows, relocate
 from edgetl.errors import ConfigError, DatasetError, RunError
 from edgetl.inputs import InputSpec
 from edgetl.outputs import OutputSpec
@@ -214,6 +213,21 @@ class RunDir:
         return read_json(Manifest, self.path / MANIFEST)
 
     @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What was asked for: config.json; empty where there is none.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        path = self.path / CONFIG
+        try:
+            return from_json(dict[str, Any], path.read_bytes(), source=str(path))
+        except FileNotFoundError:
+            return {}
+        except ConfigError:
+            raise RunError(f"{path}: damaged (no JSON object). Restore it or run the recipe into a new --out") from None
+
+    @cached_property
     def inputs(self) -> InputSpec:
         """The input contract."""
         return read_json(InputSpec, self.path / INPUTS)
@@ -243,25 +257,63 @@ class RunDir:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def load_model(self) -> "keras.Model":
+        """Load the Keras model.
+
+        Raises:
+            RunError: it is not one of the photos and the outputs that the run says.
+        """
+        quiet_tensorflow()
+        import keras
+
+        model = keras.saving.load_model(self.model_path, compile=False)
+        taken, given = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
+        if (taken, given) != (self.inputs.shape, (len(self.output_names),)):
+            raise RunError(
+                f"{self.model_path}: takes {taken} and gives {given}; {INPUTS} says {self.inputs.shape}, {OUTPUTS} "
+                f"{len(self.output_names)} names. Restore the run or make it anew"
+            )
+        return model
+
+    def root(self, data: str = "") -> Path:
+        """The folder that the photos lie in now.
+
+        Args:
+            data: where that is, if they were moved since; a URL that stands in the run alone is not fetched.
+
+        Raises:
+            DatasetError: nothing is there.
+        """
+        return locate(data) if data else relocate(self.manifest.data)
+
     def splits(self, data: str = "") -> Splits:
         """The stored split, with the photos where they lie now.
 
         Args:
-            data: where that is, if they were moved since.
+            data: as for `root`.
 
         Raises:
-            DatasetError: the data or one of its photos is gone.
+            RunError: splits.csv is no text.
+            DatasetError: splits.csv is damaged; the data or one of its photos is gone.
         """
-        text = (self.path / SPLITS).read_bytes().decode()
-        root = locate(data or self.manifest.data)
-        splits, _ = read_csv(text, root, self.outputs, source=str(self.path / SPLITS))
+        text, source = self._splits_csv
+        splits, _ = read_csv(text, self.root(data), self.outputs, source=source)
         return splits
+
+    @property
+    def _splits_csv(self) -> tuple[str, str]:
+        """Text and name."""
+        path = self.path / SPLITS
+        try:
+            return path.read_bytes().decode(), str(path)
+        except UnicodeDecodeError:
+            raise RunError(f"{path}: damaged (not UTF-8). Restore it or run the recipe anew") from None
 
     @cached_property
     def rows(self) -> dict[str, dict[str, str]]:
         """What splits.csv says of each example when the run was made, by id."""
-        with (self.path / SPLITS).open(encoding="utf-8", newline="") as file:
-            return {row["id"]: row for row in csv.DictReader(file)}
+        header, rows = read_rows(*self._splits_csv)
+        return {cells[0]: dict(zip(header, cells, strict=True)) for _, cells in rows}
 
     @property
     def untested(self) -> str:
@@ -347,7 +399,7 @@ def open_run(path: str | Path) -> RunDir:
     """Open a finished run and check every file against its hash.
 
     Raises:
-        RunError: no such directory, not a run, unfinished, or a file was changed or lost.
+        RunError: no such directory, not a run, unfinished, a file was changed or lost, or files contradict each other.
     """
     run = RunDir(Path(path).expanduser())
     if not run.path.is_dir():
@@ -371,7 +423,18 @@ def open_run(path: str | Path) -> RunDir:
             raise RunError(
                 f"{file}: changed since the run finished (sha256 differs). Restore it or run the recipe anew"
             )
+    _refuse_contradictions(run)
     return run
+
+
+def _refuse_contradictions(run: RunDir) -> None:
+    """Refuse outputs that can't be those of a trained model: hashes only show that files are of one hand."""
+    outputs = run.outputs
+    needed = {"multi_label": "thresholds", "regression": "deviations"}.get(outputs.task, "names")
+    if not (outputs.names and getattr(outputs, needed)):
+        raise RunError(f"{run.path / OUTPUTS}: {outputs.task} without {needed}. Restore it or run the recipe anew")
+    if (run.path / LABELS).read_bytes() != "".join(f"{name}\n" for name in outputs.names).encode():
+        raise RunError(f"{run.path / LABELS}: not the names of {OUTPUTS}. Restore it or run the recipe anew")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgetl.errors import ArtifactError
+from edgetl.errors import ArtifactError, RunError
 from edgetl.inputs import InputSpec
 from edgetl.outputs import OutputSpec
 from edgetl.rundir import MODEL, RunDir, read_json, sha256_of
@@ -88,7 +88,7 @@ def find_artifacts(run: RunDir, schemes: Sequence[str] = ()) -> tuple[Artifact, 
 
     Raises:
         ArtifactError: there are none, one is missing, or a file is not the one described beside it.
-        RunError: a description is missing or damaged.
+        RunError: a description is missing, damaged, or of other photos or outputs than the run's.
     """
     artifacts = []
     for path in artifact_files(run.export_path, schemes):
@@ -100,6 +100,11 @@ def find_artifacts(run: RunDir, schemes: Sequence[str] = ()) -> tuple[Artifact, 
         if artifact.run_sha256 != run.model_sha256:
             raise ArtifactError(
                 f"{path}: made from another model than the run's {MODEL}. Run python -m export.convert {run.path} again"
+            )
+        if (artifact.inputs, artifact.outputs) != (run.inputs, run.outputs):
+            raise RunError(
+                f"{path.with_suffix('.json')}: other inputs or outputs than the run's. "
+                f"Run python -m export.convert {run.path} again"
             )
         artifacts.append(artifact)
     return tuple(artifacts)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl import data
-from edgetl.console import log, quiet_tensorflow
+from edgetl.console import log
 from edgetl.errors import ArtifactError, ConfigError, DatasetError
 from edgetl.outputs import OutputSpec
 from edgetl.rundir import RunDir, installed_versions, open_run, sealed, sha256_of, write_atomic
@@ -117,10 +117,7 @@ class Conversion:
     @cached_property
     def model(self) -> "keras.Model":
         """The run's Keras model: raw pixels in."""
-        quiet_tensorflow()
-        import keras
-
-        return keras.saving.load_model(self.run.model_path, compile=False)
+        return self.run.load_model()
 
     def compressed(self, compression: str) -> "keras.Model":
         """The run's model, pruned or clustered if a scheme asks for that.

@@ -7,6 +7,7 @@ The very file that ships is given the pixels that training's own pipeline prepar
 import hashlib
 import io
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +20,14 @@ from tyro.conf import Positional
 from edgetl.calibration import Temperature, fit_temperature, judge_temperature
 from edgetl.comparison import Comparison, compare
 from edgetl.config import checked, command
-from edgetl.data import Examples
+from edgetl.data import Example, Examples
+from edgetl.data.examples import parse_label
 from edgetl.errors import ArtifactError, ConfigError, RunError
 from edgetl.metrics import primary, score
 from edgetl.outputs import OutputSpec
 from edgetl.robustness import Robustness, robustness
 from edgetl.rundir import RunDir, held, installed_versions, open_run, read_json, sealed, sha256_of, write_atomic
-from edgetl.scores import Scores
+from edgetl.scores import OutputScores, RegressionScores, Scores, TargetScores
 from edgetl.slices import SliceColumn, cuts, slice_figures
 from export.artifacts import Artifact, artifact_files, find_artifacts
 from export.predictions import EvaluationSet, Predictions, keras_forward
@@ -248,15 +250,47 @@ def predictions_of(run: RunDir, evaluation: EvaluationReport) -> Stored:
     """Read what the models of an evaluation said.
 
     Raises:
-        ArtifactError: the file is missing, or not the one that belongs to the evaluation.
+        ArtifactError: the file is missing, damaged, or not the one that belongs to the evaluation.
     """
     path, advice = run.export_path / PREDICTIONS, f"Run python -m export.evaluate {run.path}"
     content = path.read_bytes() if path.is_file() else b""
     if hashlib.sha256(content).hexdigest() != evaluation.predictions_sha256:
         raise ArtifactError(f"{path}: missing, or not of the evaluation that lies beside it. {advice}")
+    try:
+        return _unpacked(content, _asked(run, evaluation), [each.scheme for each in evaluation.artifacts])
+    except Exception as error:  # what a damaged archive or array raises differs by where it hurts
+        raise ArtifactError(f"{path}: damaged ({' '.join(str(error).split())[:120]}). {advice}") from error
+
+
+def _asked(run: RunDir, evaluation: EvaluationReport) -> Examples:
+    """The photos that an evaluation is of, wherever they are now."""
+    spec, left_out = run.outputs, set(evaluation.unreadable)
+    number = {name: index for index, name in enumerate(spec.names)}
+    items = tuple(
+        Example(id_, run.path / id_, parse_label(row["label"], spec.task, number))
+        for id_, row in run.rows.items()
+        if row["split"] == evaluation.split and id_ not in left_out
+    )
+    return Examples(run.manifest.data, run.path, spec.names, items, spec.task)
+
+
+def _unpacked(content: bytes, photos: Examples, schemes: Sequence[str]) -> Stored:
+    """Read what `_packed` made, and nothing else: the hash that was checked may be a stranger's as well."""
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        schemes = {name: arrays[name] for name in arrays.files if name not in _ARRAYS}
-        return Stored(tuple(arrays["ids"].tolist()), arrays["labels"], arrays[KERAS], schemes)
+        if any(member.compress_type != zipfile.ZIP_STORED for member in arrays.zip.infolist()):
+            raise ValueError("compressed, as no such file is: it may unpack to anything")
+        if sorted(arrays.files) != sorted((*_ARRAYS, *schemes)):
+            raise ValueError(f"holds other arrays than {', '.join((*_ARRAYS, *schemes))}")
+        found = {name: arrays[name] for name in arrays.files}
+    ids, labels, shape = found.pop("ids"), found.pop("labels"), (len(photos), len(photos.output_names))
+    if not photos or not np.array_equal(ids, [photo.id for photo in photos]):
+        raise ValueError("not the photos of the run")
+    if labels.dtype != photos.labels.dtype or not np.array_equal(labels, photos.labels):
+        raise ValueError("not the labels of the run")
+    for name, said in found.items():
+        if said.shape != shape or said.dtype != np.float32 or not np.isfinite(said).all():
+            raise ValueError(f"{name} is not {shape[0]} x {shape[1]} finite numbers")
+    return Stored(tuple(ids.tolist()), labels, found.pop(KERAS), found)
 
 
 def evaluation_of(run: RunDir, artifacts: Sequence[Artifact]) -> tuple[EvaluationReport, dict[str, ArtifactScores]]:
@@ -267,7 +301,7 @@ def evaluation_of(run: RunDir, artifacts: Sequence[Artifact]) -> tuple[Evaluatio
 
     Raises:
         ArtifactError: not evaluated, or not since a file was made.
-        RunError: the evaluation is damaged, or the run has no test split.
+        RunError: the evaluation is damaged or of other outputs, or the run has no test split.
     """
     if run.untested:
         raise RunError(f"{run.untested}: nothing was evaluated")
@@ -275,11 +309,23 @@ def evaluation_of(run: RunDir, artifacts: Sequence[Artifact]) -> tuple[Evaluatio
     if not path.is_file():
         raise ArtifactError(f"{run.export_path}: not evaluated yet. {advice}")
     evaluation = read_json(EvaluationReport, path)
-    scored = {scores.sha256: scores for scores in evaluation.artifacts}
+    for scores in (evaluation.keras, *(each.scores for each in evaluation.artifacts)):
+        if (scores.task, tuple(each.name for each in outputs_of(scores))) != (run.outputs.task, run.output_names):
+            raise RunError(f"{path}: figures of other outputs than the run's. {advice}")
+    scored = {each.sha256: each for each in evaluation.artifacts}
     for artifact in artifacts:
         if artifact.sha256 not in scored:
             raise ArtifactError(f"{run.export_path / artifact.path}: not evaluated since it was made. {advice}")
     return evaluation, {artifact.scheme: scored[artifact.sha256] for artifact in artifacts}
+
+
+def outputs_of(scores: Scores) -> tuple[OutputScores, ...] | tuple[TargetScores, ...]:
+    """What was scored of each class, label or target, in their order."""
+    match scores:
+        case RegressionScores():
+            return scores.targets
+        case _:
+            return scores.labels if scores.task == "multi_label" else scores.classes
 
 
 def show(report: EvaluationReport) -> str:

@@ -97,12 +97,10 @@ def _measured(run: RunDir, config: Config) -> LayerReport:
     _, photos = read_photos(run, chosen)
     _, calibration = read_photos(run, _calibration(artifact, splits.train))
     quiet_tensorflow()
-    import keras
-
     from export.quantize import Quantizer
 
     with progress("convert again"):
-        model = keras.saving.load_model(run.model_path, compile=False)
+        model = run.load_model()
         quantizer = Quantizer(model, calibration, units=run.outputs.units, span=span_of(splits.train))
     tflite = (run.export_path / artifact.path).read_bytes()
     errors = layer_errors(quantizer, tflite, photos, artifact.settings.get("ranges", "min-max"))

@@ -16,10 +16,10 @@ import numpy as np
 
 from edgetl.backbones import registry
 from edgetl.config import from_json, to_json
-from edgetl.errors import ArtifactError, ConfigError, RunError
+from edgetl.errors import ArtifactError, ConfigError
 from edgetl.inputs import InputSpec
 from edgetl.outputs import OutputSpec, Task
-from edgetl.rundir import CONFIG, LABELS, RunDir, installed_versions
+from edgetl.rundir import LABELS, RunDir, installed_versions
 from export.artifacts import device_errors
 from export.device.metadata import FILE, MAX_JSON_BYTES, SCHEMA_VERSION, read_about
 from export.flatbuffer import pack, unpack
@@ -95,7 +95,7 @@ def describe(run: RunDir, scheme: str) -> Description:
     Raises:
         RunError: the settings are damaged.
     """
-    settings = _settings(run)
+    settings = run.settings
     row = registry.named_by(settings)
     versions = installed_versions()
     name = row.name if row else "model"
@@ -116,19 +116,6 @@ def describe(run: RunDir, scheme: str) -> Description:
     )
 
 
-def _settings(run: RunDir) -> dict[str, Any]:
-    path = run.path / CONFIG
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise RunError(f"{path}: damaged (no JSON object). Restore it or run the recipe into a new --out")
-    return found
-
-
 def attach(tflite: bytes, about: Description) -> bytes:
     """Write a description into a model, in place of the one that it has.
 
@@ -139,12 +126,8 @@ def attach(tflite: bytes, about: Description) -> bytes:
         about: the same description gives the same bytes, whatever was there before.
 
     Raises:
-        ArtifactError: not a TFLite model, or one that the description does not fit; an output without a name, or with
-            one that a file of lines can't hold.
+        ArtifactError: not a TFLite model, or one that the description does not fit.
     """
-    for name in about.outputs.names:
-        if name.splitlines() != [name] or "\0" in name or not _encodable(name):
-            raise ArtifactError(f"output name {name!r}: must be one line of text. Rename it and train again")
     model = _bare(tflite)
     tensor = _input_tensor(model, about)
     files = {LABELS: "".join(f"{name}\n" for name in about.outputs.names), FILE: _json(about, tensor)}
@@ -173,14 +156,6 @@ def read(tflite: bytes) -> Description | None:
         return from_json(Description, json.dumps(text), source=FILE)
     except ConfigError as error:
         raise ArtifactError(f"{error}. Convert the model again") from error
-
-
-def _encodable(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _bare(tflite: bytes) -> Any:

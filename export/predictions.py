@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl import data
-from edgetl.console import Bar, progress, quiet_tensorflow
+from edgetl.console import Bar, progress
 from edgetl.errors import ArtifactError, DatasetError
 from edgetl.features import Forward, forward_of
 from edgetl.robustness import CORRUPTIONS, corrupt
@@ -270,8 +270,5 @@ def _name(model: bytes | Path) -> str:
 
 def keras_forward(run: RunDir) -> Forward:
     """Load a run's Keras model: raw pixels [n, h, w, 3] -> outputs [n, k]."""
-    quiet_tensorflow()
-    import keras
-
     with progress("load the Keras model"):
-        return forward_of(keras.saving.load_model(run.model_path, compile=False))
+        return forward_of(run.load_model())

@@ -16,7 +16,7 @@ from edgetl.backbones import registry
 from edgetl.backbones.backbone import Backbone
 from edgetl.console import log, progress, quiet_tensorflow
 from edgetl.errors import ConfigError, WeightsError
-from edgetl.inputs import ImageInput, InputSpec, ResizeRule
+from edgetl.inputs import LARGEST_SIDE, ImageInput, InputSpec, ResizeRule
 from edgetl.metrics import score
 from edgetl.outputs import OutputSpec, Task
 from edgetl.parallel import workers
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import keras
     from numpy.typing import NDArray
 
-LARGEST_SIDE = 4096
 """Of a photo as the model sees it, pixels: activations take gigabytes from there on."""
 
 
@@ -100,7 +99,7 @@ def check_common(config: Experiment) -> None:
     for name, number in [("image-size", config.image_size), ("workers", config.workers)]:
         if number < 0:
             raise ConfigError(f"--{name} {number}: must not be negative; 0 chooses by itself")
-    if config.image_size > LARGEST_SIDE:  # TensorFlow ends the process when it can't count the pixels
+    if config.image_size > LARGEST_SIDE:
         raise ConfigError(f"--image-size {config.image_size}: must be at most {LARGEST_SIDE} pixels")
 
 

@@ -142,9 +142,7 @@ class Lessons:
     @cached_property
     def model(self) -> "keras.Model":
         """The teacher."""
-        import keras
-
-        return keras.saving.load_model(self.teacher.run.model_path, compile=False)
+        return self.teacher.run.load_model()
 
     @cached_property
     def said(self) -> "NDArray[np.float32]":
@@ -237,7 +235,7 @@ def find_teacher(config: "Config") -> Teacher:
         raise ConfigError(f"--out {config.out}: is the teacher. Choose another --out for the student")
     run = rundir.open_run(config.teacher)
     source = config.data or run.manifest.data
-    examples = replace(marked(run.splits(source)), source=source)
+    examples = replace(marked(run.splits(config.data)), source=source)
     examples = examples.absolute() if config.ray else examples
     data.refuse_inside(config.out, source, examples)
     unlabelled = find_unlabelled(config, examples) if config.unlabelled else None

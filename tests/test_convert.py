@@ -232,7 +232,7 @@ def own_photos(tmp_path: Path, trained_run: RunDir, monkeypatch: pytest.MonkeyPa
     """The run, with photos of its own that may be damaged."""
     root = make_photo_folder(tmp_path / "photos", {"cat": 20, "dog": 20, "owl": 20})
     run = RunDir(trained_run.path)
-    monkeypatch.setattr("edgetl.rundir.locate", lambda data: root)
+    monkeypatch.setattr("edgetl.rundir.relocate", lambda data: root)
     return run
 
 

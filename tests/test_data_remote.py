@@ -419,6 +419,22 @@ def test_what_tells_no_version_is_fetched_again_but_keeps_its_time(
 # --- runs
 
 
+def test_what_a_run_names_is_not_fetched_unasked(
+    memory: Counting, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = ["counting://photos", "counting://photos/labels.csv", "file:///no/such/place", "ftp://127.0.0.1:9/x"]
+    with monkeypatch.context() as patch:
+        patch.setattr(fsspec.core, "url_to_fs", None)  # some connect as soon as there is an instance
+        for url in urls:
+            with pytest.raises(DatasetError, match=f"{url}: no copy of it here, .* To fetch it, add --data {url}$"):
+                data.relocate(url)
+    assert not (cache / "remote").exists()
+    put(memory, FOLDER | {"/photos/labels.csv": b"path,label\ncat/1.jpg,a\ndog/2.jpg,b\n"})
+    there = [data.locate(url) for url in urls[:2]]
+    memory.failing["find"] = OSError("no network")
+    assert [data.relocate(url) for url in urls[:2]] == there, "copies that are here serve"
+
+
 def test_a_run_finds_its_photos_by_the_url(memory: Counting, photo_folder: Path, tmp_path: Path) -> None:
     from edgetl.rundir import open_run
     from recipes import feature_extraction

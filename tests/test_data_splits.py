@@ -265,13 +265,38 @@ HEADER = "id,label,split,group,weight,sha256"
         (f"{HEADER}\ncat/0.jpg,cat,holdout,,1,\n", "line 2 is damaged"),
         (f"{HEADER}\ncat/0.jpg,cow,test,,1,\n", "line 2 is damaged"),
         (f"{HEADER}\ncat/0.jpg,cat,test,,heavy,\n", "line 2 is damaged"),
+        (f"{HEADER}\ncat/0.jpg,cat,test,,nan,\n", "line 2 is damaged"),
+        (f"{HEADER}\ncat/0.jpg,cat,test,,-1,\n", "line 2 is damaged"),
         (f"{HEADER}\ncat/0.jpg,cat\n", "line 2 is damaged"),
+        (f"{HEADER}\n/photos/cat/0.jpg,cat,test,,1,\n", "line 2 is damaged"),
+        (f"{HEADER}\n../photos/cat/0.jpg,cat,test,,1,\n", "line 2 is damaged"),
+        (f"{HEADER}\ncat/../../cat/0.jpg,cat,test,,1,\n", "line 2 is damaged"),
+        (f"{HEADER}\ncat/0.jpg,cat,test,{'g' * 200_000},1,\n", "line 2: field larger"),
+        (f"{HEADER},{'h' * 200_000}\n", "line 1: field larger"),
         (f"{HEADER}\ncat/0.jpg,cat,train,,1,\ncat/0.jpg,cat,test,,1,\n", "line 3 is damaged"),
     ],
 )
 def test_damaged_text(text: str, message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         read_back(text, made_up({"cat": 3, "dog": 3}))
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    examples = made_up({"cat": 3, "dog": 3})
+    text, root = write_csv(split(examples), {}), tmp_path / "photos"
+    for item in examples:
+        (root / item.id).parent.mkdir(parents=True, exist_ok=True)
+        (root / item.id).write_bytes(b"x")
+    (tmp_path / "elsewhere").symlink_to(root)
+    assert read_csv(text, tmp_path / "elsewhere", examples.outputs), "the folder itself may be linked to"
+    (tmp_path / "secret.jpg").write_bytes(b"x")
+    (root / "cat/1.jpg").unlink()
+    (root / "cat/1.jpg").symlink_to("0.jpg")
+    assert read_csv(text, root, examples.outputs), "as may a photo in it"
+    (root / "dog/1.jpg").unlink()
+    (root / "dog/1.jpg").symlink_to(tmp_path / "secret.jpg")
+    with pytest.raises(DatasetError, match=r"dog/1\.jpg: used by the run .*, a link out of .*photos\. Copy"):
+        read_csv(text, root, examples.outputs)
 
 
 def test_parts_are_a_plain_dataclass() -> None:

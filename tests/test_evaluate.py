@@ -311,7 +311,7 @@ def test_an_artifact_that_gives_no_numbers_is_refused(run_copy: RunDir, monkeypa
 def own_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run's photos again, in a place where they may be damaged."""
     root = make_photo_folder(tmp_path / "photos", {"cat": 20, "dog": 20, "owl": 20})
-    monkeypatch.setattr("edgetl.rundir.locate", lambda data: root)
+    monkeypatch.setattr("edgetl.rundir.relocate", lambda data: root)
     return root
 
 

@@ -18,7 +18,7 @@ from tiny_tflite import ABOUT, SIDE, mean, pixels, with_files, with_json
 
 from edgetl.backbones.registry import BACKBONES
 from edgetl.config import to_json
-from edgetl.errors import ArtifactError, EdgetlError, RunError
+from edgetl.errors import ArtifactError, ConfigError, EdgetlError, RunError
 from edgetl.inputs import ImageInput
 from edgetl.outputs import OutputSpec
 from edgetl.rundir import MODEL, Manifest, RunDir
@@ -277,17 +277,17 @@ def test_no_bit_of_the_scores_changes(io: str, kernels: Any) -> None:
 
 @pytest.mark.parametrize("name", ["", "two\nlines", "end\n", "carriage\r", "x\u2028y", "nul\0", "half \ud800"])
 def test_class_names_that_a_file_of_lines_cannot_hold(name: str) -> None:
-    with pytest.raises(ArtifactError) as caught:
-        attach(mean(), dataclasses.replace(ABOUT_MEAN, outputs=OutputSpec("classification", ("a", name, "b"))))
+    with pytest.raises(ConfigError) as caught:
+        OutputSpec("classification", ("a", name, "b"))
     assert f"output name {name!r}: must be one line" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_equal_class_names_and_odd_ones_are_kept() -> None:
-    odd = dataclasses.replace(ABOUT_MEAN, outputs=OutputSpec("classification", ("same", "same", " '\",{}\t🦆")))
+def test_odd_class_names_are_kept() -> None:
+    odd = dataclasses.replace(ABOUT_MEAN, outputs=OutputSpec("classification", ("same", " same", " '\",{}\u202e🦆")))
     written = attach(mean(), odd)
     assert read(written) == odd
-    assert zipped(written)["labels.txt"].decode() == "same\nsame\n '\",{}\t🦆\n"
+    assert zipped(written)["labels.txt"].decode() == "same\n same\n '\",{}\u202e🦆\n"
     assert Model(written).output_names == odd.outputs.names
 
 

@@ -6,8 +6,8 @@ Everything here works without TensorFlow; importing it costs numpy and Pillow.
 from edgetl.data.examples import Example, Examples, SplitName
 from edgetl.data.images import Pixels, read_image
 from edgetl.data.pipeline import Batch, Unreadable, check_unreadable, decoded, default_workers, load_pixels
-from edgetl.data.sources import NAMED, load, locate, refuse_inside
-from edgetl.data.splits import Splits, read_csv, split, stratified_subset, write_csv, written
+from edgetl.data.sources import NAMED, load, locate, refuse_inside, relocate
+from edgetl.data.splits import Splits, read_csv, read_rows, split, stratified_subset, write_csv, written
 
 __all__ = [
     "NAMED",
@@ -26,7 +26,9 @@ __all__ = [
     "locate",
     "read_csv",
     "read_image",
+    "read_rows",
     "refuse_inside",
+    "relocate",
     "split",
     "stratified_subset",
     "write_csv",

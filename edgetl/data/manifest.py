@@ -14,7 +14,7 @@ import numpy as np
 
 from edgetl.data.columns import PHOTO_COLUMNS, Labelling, Roles, photo_column, roles_of
 from edgetl.data.examples import SPLIT_NAMES, Example, Examples, Label, SplitName, ordered
-from edgetl.data.scan import check_name, leads_into
+from edgetl.data.scan import Home, check_name, leads_out
 from edgetl.data.tables import Cell, Table, read_table
 from edgetl.errors import DatasetError
 from edgetl.outputs import Task
@@ -165,7 +165,7 @@ def _id(cell: Cell, base: str, home: str, where: str) -> str:
     if not text:
         raise DatasetError(f"{where}: no path. Name a photo or remove the row")
     id_ = os.path.relpath(text, home) if posixpath.isabs(text) else posixpath.normpath(posixpath.join(base, text))
-    if id_ == ".." or id_.startswith("../"):
+    if leads_out(id_):
         raise DatasetError(f"{where}: {text} lies outside {home}. Put the table above all photos, or copy them there")
     check_name(id_, where, "path")
     return id_
@@ -232,8 +232,7 @@ def _refuse_twice(rows: Iterable[_Row]) -> None:
 
 def _refuse_absent(rows: Iterable[_Row], root: Path, source: str) -> None:
     """Refuse photos that are not there, and links that lead out of the root: the folder alone is the data set."""
-    home = root.resolve()
-    inside: dict[str, bool] = {}
+    home = Home(root)
     missing: list[_Row] = []
     for row in rows:
         path = root / row.id
@@ -242,10 +241,7 @@ def _refuse_absent(rows: Iterable[_Row], root: Path, source: str) -> None:
         except (OSError, ValueError):
             missing.append(row)
             continue
-        folder = str(path.parent)
-        if folder not in inside:
-            inside[folder] = leads_into(path.parent, home)
-        if not inside[folder] or (stat.S_ISLNK(mode) and not leads_into(path, home)):
+        if not home.holds(path, link=stat.S_ISLNK(mode)):
             raise DatasetError(f"{row.where}: {row.id} is a link out of {root}. Copy what it points to")
         if not (stat.S_ISREG(mode) or path.is_file()):
             missing.append(row)

@@ -22,6 +22,8 @@ from edgetl.errors import DatasetError
 
 log = logging.getLogger(__name__)
 
+FILES = "files"
+"""What an entry calls the copy itself."""
 AT_ONCE = 16
 """Files that are fetched side by side: most of the time each waits for an answer."""
 _BATCH = 1024
@@ -65,7 +67,7 @@ class Mirror:
     @property
     def files(self) -> Path:
         """The copy itself."""
-        return self.entry / "files"
+        return self.entry / FILES
 
     @property
     def complete(self) -> bool:

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from edgetl.data.images import EXTENSIONS
 from edgetl.data.manifest import METADATA, named_photos
-from edgetl.data.mirror import AT_ONCE, Mirror, RemoteFile
+from edgetl.data.mirror import AT_ONCE, FILES, Mirror, RemoteFile
 from edgetl.data.scan import check_name
 from edgetl.data.tables import SUFFIXES
 from edgetl.errors import DatasetError, EdgetlError
@@ -73,15 +73,11 @@ def fetch(url: str, cache: Path | None = None) -> Path:
         DatasetError: the place can't be listed or read, or has file names that can't be used here.
         OSError: the disk is full, or can't be written.
     """
-    from edgetl.features import default_cache
-
     protocol = _refuse_what_cannot_be_kept(url)
     with _told(url, protocol):
-        fs, root = _opened(url, protocol)
-    whole = fs.unstrip_protocol(root)
-    key = hashlib.sha256(whole.encode(errors="surrogateescape")).hexdigest()[:16]
-    name = re.sub(r"[^\w-]+", "_", posixpath.basename(root))[:40]
-    copy = Mirror(url, protocol, fs, (cache or default_cache()).absolute() / "remote" / f"{name or protocol}-{key}")
+        entry, root = _place(url, protocol, cache)
+        fs = _opened(url)
+    copy = Mirror(url, protocol, fs, entry)
     copy.entry.mkdir(parents=True, exist_ok=True)
     with alone(copy.entry, f"{url}: another process is fetching it; waiting for it"), _told(url, protocol, copy):
         fs.invalidate_cache()  # a listing that this process has made before may be old
@@ -89,6 +85,32 @@ def fetch(url: str, cache: Path | None = None) -> Path:
             return _fetch_table(copy, root)
         copy.equalize(_list_folder(copy, root))
     return copy.files
+
+
+def fetched(url: str, cache: Path | None = None) -> Path:
+    """Say where the copy lies that `fetch` made before, without a look at the place.
+
+    Args:
+        url: of a folder or a table.
+        cache: as for `fetch`.
+
+    Returns:
+        The copy of the folder or of the table; it may be older than the place.
+
+    Raises:
+        DatasetError: there is none.
+    """
+    protocol = _refuse_what_cannot_be_kept(url)
+    with _told(url, protocol):
+        entry, root = _place(url, protocol, cache)
+    path = entry / FILES
+    if posixpath.splitext(root)[1].lower() in SUFFIXES:
+        path /= posixpath.basename(root)
+    if not path.exists():
+        raise DatasetError(
+            f"{url}: no copy of it here, and what a run names is not fetched unasked. To fetch it, add --data {url}"
+        )
+    return path
 
 
 @contextlib.contextmanager
@@ -226,15 +248,30 @@ def _refuse_what_cannot_be_kept(url: str) -> str:
     return protocol
 
 
-def _opened(url: str, protocol: str) -> tuple[Any, str]:
-    """The file system of a URL, and what it calls the place."""
+def _place(url: str, protocol: str, cache: Path | None) -> tuple[Path, str]:
+    """Where the copy of a URL has its entry, and what the file system calls the place.
+
+    The class of the file system tells, for some connect as soon as there is an instance.
+    """
+    from edgetl.features import default_cache
+
+    kind = _kind(url, protocol)
+    root = kind._strip_protocol(url).rstrip("/")
+    whole = kind.unstrip_protocol(kind, root)
+    key = hashlib.sha256(whole.encode(errors="surrogateescape")).hexdigest()[:16]
+    name = re.sub(r"[^\w-]+", "_", posixpath.basename(root))[:40]
+    return (cache or default_cache()).absolute() / "remote" / f"{name or protocol}-{key}", root
+
+
+def _kind(url: str, protocol: str) -> Any:
+    """The class of a URL's file system."""
     package = _EXTRAS.get(protocol, "fsspec")
     try:
         import fsspec
     except ImportError:
         raise DatasetError(f"{url}: the package fsspec is not installed. Run: pip install {package!r}") from None
     try:
-        fsspec.get_filesystem_class(protocol)
+        return fsspec.get_filesystem_class(protocol)
     except ValueError:
         raise DatasetError(
             f"{url}: unknown protocol {protocol!r}. Known are {', '.join(_KNOWN)}, and all others of fsspec"
@@ -242,11 +279,16 @@ def _opened(url: str, protocol: str) -> tuple[Any, str]:
     except ImportError as error:
         way_out = f"Run: pip install {package!r}" if protocol in _EXTRAS else "Install what it names"
         raise DatasetError(f"{url}: a package is not installed ({_line(error)}). {way_out}") from error
+
+
+def _opened(url: str) -> Any:
+    """The file system of a URL."""
+    import fsspec
+
     for name in _CHATTY:
         if not logging.getLogger(name).hasHandlers():  # else Python prints their tracebacks, beside our one line
             logging.getLogger(name).addHandler(logging.NullHandler())
-    fs, root = fsspec.core.url_to_fs(url)
-    return fs, root.rstrip("/")
+    return fsspec.core.url_to_fs(url)[0]
 
 
 @contextlib.contextmanager

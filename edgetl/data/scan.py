@@ -1,13 +1,14 @@
 """Walks one class folder: which files are photos, which are something else, which lead elsewhere."""
 
 import os
-import unicodedata
+import posixpath
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgetl.data.images import EXTENSIONS
 from edgetl.errors import DatasetError
+from edgetl.printable import is_line
 
 
 @dataclass
@@ -62,6 +63,36 @@ def leads_into(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(folder)
 
 
+def leads_out(path: str) -> bool:
+    """Whether a posix path leads out of the folder that it is relative to, links aside."""
+    return posixpath.isabs(path) or posixpath.normpath(path).split("/", 1)[0] == ".."
+
+
+class Home:
+    """A folder that alone is a data set. The folders in it are looked at once each: photos are many."""
+
+    def __init__(self, root: Path) -> None:
+        """Nothing is looked at yet.
+
+        Args:
+            root: the folder; it may be reached through links.
+        """
+        self._root = root.resolve()
+        self._inside: dict[str, bool] = {}
+
+    def holds(self, path: Path, *, link: bool) -> bool:
+        """Whether a path below the folder stays in it when symbolic links are followed.
+
+        Args:
+            path: the path.
+            link: whether it is itself a link.
+        """
+        folder = str(path.parent)
+        if folder not in self._inside:
+            self._inside[folder] = leads_into(path.parent, self._root)
+        return self._inside[folder] and not (link and not leads_into(path, self._root))
+
+
 def check_name(name: str, where: Path | str, what: str = "class folder") -> None:
     """Refuse a name that a text file with one name a line can't hold.
 
@@ -73,7 +104,7 @@ def check_name(name: str, where: Path | str, what: str = "class folder") -> None
     Raises:
         DatasetError: it has a line break, another control character, or isn't valid Unicode.
     """
-    if not name.isprintable() and any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
+    if not is_line(name):
         raise DatasetError(f"{where}: {what} {name!a} has a control or non-Unicode character. Rename it")
 
 

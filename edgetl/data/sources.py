@@ -1,5 +1,6 @@
 """Where labelled examples come from: folders of classes or of splits, tables, URLs, and data sets by name."""
 
+import contextlib
 import dataclasses
 import difflib
 import logging
@@ -13,7 +14,7 @@ from edgetl.data.elpv import load_elpv
 from edgetl.data.examples import SPLIT_NAMES, Example, Examples, SplitName, ordered
 from edgetl.data.images import EXTENSIONS
 from edgetl.data.manifest import load_manifest, metadata_tables
-from edgetl.data.remote import fetch, is_url, renamed
+from edgetl.data.remote import fetch, fetched, is_url, renamed
 from edgetl.data.scan import Found, check_name, scan
 from edgetl.data.tables import SUFFIXES
 from edgetl.data.tfds import tfds_folder
@@ -108,8 +109,27 @@ def locate(data: str | Path) -> Path:
         return NAMED[data]("auto").root
     if isinstance(data, str) and data.startswith(TFDS):
         return tfds_folder(data.removeprefix(TFDS))
-    root = fetch(data) if is_url(data) else _existing(data)
-    return root if root.is_dir() else root.parent
+    return _folder(fetch(data) if is_url(data) else _existing(data))
+
+
+def relocate(location: str) -> Path:
+    """Find that folder again for a run that stores where it is (`Examples.location`).
+
+    Nothing is fetched: the run may be a stranger's, and only the user says what to ask a network for.
+
+    Args:
+        location: a name, an absolute path, or a URL.
+
+    Raises:
+        DatasetError: nothing is there, or of a URL no copy here.
+    """
+    if location in NAMED:
+        return locate(location)
+    return _folder(fetched(location) if is_url(location) else _existing(location))
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
 
 
 def refuse_inside(out: Path, data: str, examples: Examples) -> None:
@@ -123,7 +143,9 @@ def refuse_inside(out: Path, data: str, examples: Examples) -> None:
 
 
 def _existing(data: str | Path) -> Path:
-    path = Path(data).expanduser()
+    path = Path(data)
+    with contextlib.suppress(RuntimeError):  # ~NAME, of nobody here
+        path = path.expanduser()
     if not str(data).strip() or not path.exists():
         raise DatasetError(f"{str(data)!r}: no such folder or data set. {_advice(str(data))}")
     return path

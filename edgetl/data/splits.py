@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import logging
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import get_args
 
 from edgetl.data.examples import Example, Examples, SplitName, parse_label
 from edgetl.data.grouping import EXAMPLE, Unit, required, spread, units_of
+from edgetl.data.scan import Home, leads_out
 from edgetl.errors import ConfigError, DatasetError
 from edgetl.outputs import OutputSpec
 
@@ -148,6 +150,40 @@ def written(examples: Examples, item: Example) -> tuple[str, str, str]:
     return examples.label_text(item), item.group, repr(item.weight).removesuffix(".0")
 
 
+def read_rows(text: str, source: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Read what `write_csv` gave, as text.
+
+    Args:
+        text: the table.
+        source: where it comes from, for the message.
+
+    Returns:
+        The header, and line number and cells of each row, as many as the header has; ids are paths below the root.
+
+    Raises:
+        DatasetError: the text is damaged.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""))
+    rows: dict[str, tuple[int, list[str]]] = {}
+    try:
+        header = next(reader, [])
+        if header[: len(_COLUMNS)] != _COLUMNS:
+            raise DatasetError(f"{source}: the first line does not begin with {','.join(_COLUMNS)}. {_AGAIN}")
+        for row in reader:
+            if len(row) != len(header) or row[0] in rows or leads_out(row[0]) or row[2] not in SPLITS:
+                raise _damaged(source, reader.line_num, row)
+            rows[row[0]] = reader.line_num, row
+    except csv.Error as error:
+        raise DatasetError(f"{source}: line {reader.line_num}: {error}. {_AGAIN}") from None
+    if not rows:
+        raise DatasetError(f"{source}: no rows. {_AGAIN}")
+    return header, list(rows.values())
+
+
+def _damaged(source: str, line: int, row: list[str]) -> DatasetError:
+    return DatasetError(f"{source}: line {line} is damaged: {row}. {_AGAIN}")
+
+
 def read_csv(
     text: str, root: Path, outputs: OutputSpec, *, source: str = "splits.csv"
 ) -> tuple[Splits, dict[str, str]]:
@@ -163,40 +199,42 @@ def read_csv(
         The splits, and id -> sha256 where it is known.
 
     Raises:
-        DatasetError: the text is damaged; a photo is missing.
+        DatasetError: the text is damaged; a photo is missing, or a link out of the folder.
     """
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header = next(reader, [])
-    if header[: len(_COLUMNS)] != _COLUMNS:
-        raise DatasetError(f"{source}: the first line does not begin with {','.join(_COLUMNS)}. {_AGAIN}")
+    header, rows = read_rows(text, source)
     number = {name: index for index, name in enumerate(outputs.names)}
     parts: dict[SplitName, list[Example]] = {name: [] for name in SPLITS}
     hashes: dict[str, str] = {}
-    for row in reader:
+    for line, row in rows:
+        id_, label, part, group, weight, sha256, *values = row
         try:
-            id_, label, part, group, weight, sha256, *values = row
-            at = SPLITS[SPLITS.index(part)]
-            item = Example(
-                id_, root / id_, parse_label(label, outputs.task, number), None, group, float(weight), tuple(values)
-            )
+            known, counts = parse_label(label, outputs.task, number), float(weight)
         except (ValueError, KeyError):
-            raise DatasetError(f"{source}: line {reader.line_num} is damaged: {row}. {_AGAIN}") from None
-        if len(row) != len(header) or id_ in hashes:
-            raise DatasetError(f"{source}: line {reader.line_num} is damaged: {row}. {_AGAIN}")
+            raise _damaged(source, line, row) from None
+        if not 0 < counts < math.inf:
+            raise _damaged(source, line, row)
         hashes[id_] = sha256
-        parts[at].append(item)
-    if not hashes:
-        raise DatasetError(f"{source}: no rows. {_AGAIN}")
-    missing = sorted(item.path for items in parts.values() for item in items if not item.path.is_file())
+        at = SPLITS[SPLITS.index(part)]
+        parts[at].append(Example(id_, root / id_, known, None, group, counts, tuple(values)))
+    _refuse_absent([item.path for items in parts.values() for item in items], root, source)
+    whole = Examples(str(root), root, outputs.names, (), outputs.task, tuple(header[len(_COLUMNS) :]))
+    return Splits(**{name: _part(whole, items) for name, items in parts.items()}), {
+        i: h for i, h in hashes.items() if h
+    }
+
+
+def _refuse_absent(photos: Sequence[Path], root: Path, source: str) -> None:
+    """Refuse photos that are not there, and links that lead out of the root: the folder alone is the data set."""
+    missing = sorted(path for path in photos if not path.is_file())
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DatasetError(
             f"{missing[0]}{more}: used by the run ({source}), missing now. Put the photo(s) back or train again"
         )
-    whole = Examples(str(root), root, outputs.names, (), outputs.task, tuple(header[len(_COLUMNS) :]))
-    return Splits(**{name: _part(whole, items) for name, items in parts.items()}), {
-        i: h for i, h in hashes.items() if h
-    }
+    home = Home(root)
+    for path in photos:
+        if not home.holds(path, link=path.is_symlink()):
+            raise DatasetError(f"{path}: used by the run ({source}), a link out of {root}. Copy what it points to")
 
 
 def _check_fractions(validation: float, test: float) -> None:

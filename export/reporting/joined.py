@@ -3,16 +3,18 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from edgetl.errors import ArtifactError
+from edgetl.config import from_json
+from edgetl.errors import ArtifactError, ConfigError, RunError
 from edgetl.outputs import Task
 from edgetl.rundir import METRICS, RunDir
-from edgetl.scores import OutputScores, RegressionScores, Scores, TargetScores
+from edgetl.scores import OutputScores, Scores
 from export.artifacts import Artifact, find_artifacts, gzip_size_bytes
 from export.benchmark import latency_of
 from export.device.latency import LatencyReport
 from export.devices import DeviceRow, device_rows
-from export.evaluate import ArtifactScores, EvaluationReport, evaluation_of
+from export.evaluate import ArtifactScores, EvaluationReport, evaluation_of, outputs_of
 from export.schemes import COMPRESSIONS, SCHEMES
 
 BUDGET = 0.01
@@ -181,17 +183,13 @@ def _compression(scheme: str) -> str:
 def _notes(run: RunDir, artifacts: Sequence[Artifact]) -> tuple[str, ...]:
     """What the recipe left to say, if it did, and what a reader of the sizes should know."""
     compressed = any(_compression(artifact.scheme) for artifact in artifacts)
-    notes = tuple(json.loads((run.path / METRICS).read_bytes()).get("notes", ()))
+    path = run.path / METRICS
+    try:
+        found = from_json(dict[str, Any], path.read_bytes(), source=str(path)).get("notes", [])
+        notes = from_json(tuple[str, ...], json.dumps(found), source=f"{path}: notes")
+    except ConfigError as error:
+        raise RunError(f"{error}. Restore it or run the recipe into a new --out") from None
     return (*notes, *COMPRESSED) if compressed else notes
-
-
-def outputs_of(scores: Scores) -> tuple[OutputScores, ...] | tuple[TargetScores, ...]:
-    """What was scored of each class, label or target, in their order."""
-    match scores:
-        case RegressionScores():
-            return scores.targets
-        case _:
-            return scores.labels if scores.task == "multi_label" else scores.classes
 
 
 def samples_of(scores: Scores) -> tuple[int, ...]:

@@ -1,7 +1,6 @@
 """Everything that a page can tell of a run, read from its files; what is not there is None or empty."""
 
 import csv
-import json
 import shlex
 from collections import Counter
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from edgetl.audit.findings import Audit
 from edgetl.errors import ArtifactError
 from edgetl.history import Epoch, from_csv
 from edgetl.outputs import OutputSpec
-from edgetl.rundir import CONFIG, SPLITS, RunDir, read_json
+from edgetl.rundir import RunDir, read_json
 from export import schemes
 from export.artifacts import Artifact, find_artifacts
 from export.evaluate import ArtifactScores, EvaluationReport, Stored, predictions_of
@@ -103,8 +102,7 @@ def gather(run: RunDir, report: Report, evaluation: EvaluationReport, *, data: s
         ArtifactError: predictions are not those of the evaluation, or the audit that was named is missing or is
             of other labels.
     """
-    with (run.path / SPLITS).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(run.rows.values())
     history = run.path / HISTORY
     return Material(
         run=run,
@@ -117,12 +115,12 @@ def gather(run: RunDir, report: Report, evaluation: EvaluationReport, *, data: s
             row.scheme: _layers(path) for row in report.artifacts if (path := _layer_file(run, row.scheme)).is_file()
         },
         audit=_audit(run, audit),
-        settings=json.loads((run.path / CONFIG).read_bytes()),
+        settings=run.settings,
         splits={
             split: Counter(row["label"] for row in rows if row["split"] == split)
             for split in ("train", "validation", "test")
         },
-        grouped=any(row.get("group") for row in rows),
+        grouped=any(row["group"] for row in rows),
         data=data,
     )
 

@@ -119,7 +119,7 @@ def origin(material: Material) -> str:
     settings, recipe = material.settings, material.report.recipe
     if recipe != ADOPTED:
         return recipe_command(settings, recipe)
-    words = ["--model", str(settings["model"]), "--data", str(settings["data"])]
+    words = ["--model", str(settings.get("model", "")), "--data", str(settings.get("data", ""))]
     return f"python -m export.convert {material.where} {shlex.join(words)}"
 
 
@@ -130,13 +130,13 @@ def recipe_command(settings: dict[str, Any], recipe: str) -> str:
 
 def recipe_words(settings: dict[str, Any], recipe: str) -> list[str]:
     """The same in parts, each quoted for a shell."""
-    words = ["python", "-m", f"recipes.{recipe}"]
+    words = ["python", "-m", shlex.quote(f"recipes.{recipe}")]
     for name, value in settings.items():
         option = f"--{name.replace('_', '-')}"
         if name in OF_THE_MACHINE or name in NO_OPTIONS.get(recipe, ()):
             continue
         if isinstance(value, bool):
-            words.append(option if value else option.replace("--", "--no-", 1))
+            words.append(shlex.quote(option if value else option.replace("--", "--no-", 1)))
         elif isinstance(value, Sequence) and not isinstance(value, str):
             words.append(shlex.join([option, *map(str, value)]))
         else:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from edgetl import data
 from edgetl.attention import grad_cam
-from edgetl.console import progress, quiet_tensorflow
+from edgetl.console import progress
+from edgetl.data.scan import Home
 from edgetl.errors import BackboneError, DatasetError
 from export.evaluate import Stored
 from export.reporting.blocks import Card
@@ -103,18 +104,20 @@ def _pixels(material: Material, said: Stored, wanted: Sequence[int]) -> tuple[di
         return {}, ""
     run = material.run
     try:
-        root = data.locate(material.data or run.manifest.data)
+        root = run.root(material.data)
     except DatasetError as error:
         return {}, str(error)
-    items = tuple(data.Example(said.ids[index], root / said.ids[index], 0) for index in wanted)
+    home, paths = Home(root), {index: root / said.ids[index] for index in wanted}
+    inside = [index for index, path in paths.items() if home.holds(path, link=path.is_symlink())]
+    items = tuple(data.Example(said.ids[index], paths[index], 0) for index in inside)
     examples = data.Examples(run.manifest.data, root, run.output_names, items)  # labels are known already
     found: dict[int, data.Pixels] = {}
-    with progress("photos for the page", len(wanted)) as bar:
+    with progress("photos for the page", len(items)) as bar:
         for batch in data.decoded(examples, run.inputs):
             bar.advance(len(batch.pixels) + len(batch.unreadable))
             for position, photo, sha256 in zip(batch.indices, batch.pixels, batch.sha256, strict=True):
                 if sha256 == run.photo_sha256.get(examples.items[position].id):
-                    found[wanted[position]] = photo
+                    found[inside[position]] = photo
     lost = len(wanted) - len(found)
     return found, f"{lost} of {len(wanted)} photos are gone or were changed since the run." if lost else ""
 
@@ -125,11 +128,8 @@ def _maps(
     """Ask the Keras model where it looks."""
     if not len(chosen):
         return {}, ""
-    quiet_tensorflow()
-    import keras
-
     with progress("where the network looks"):
-        model = keras.saving.load_model(material.run.model_path, compile=False)
+        model = material.run.load_model()
         told = VIEWS[material.spec.task].told(said.keras[chosen])
         try:
             heat = grad_cam(model, np.stack([pixels[int(index)] for index in chosen]), told, material.spec)

@@ -7,6 +7,7 @@ from edgetl.history import watch
 from edgetl.outputs import Task
 from edgetl.scores import PRIMARY, ClassScores, OutputScores, RegressionScores
 from export import schemes
+from export.evaluate import outputs_of
 from export.reporting.blocks import (
     NARROW,
     Caution,
@@ -22,7 +23,7 @@ from export.reporting.blocks import (
     value,
 )
 from export.reporting.conditions import SURE, worst_slice
-from export.reporting.joined import ALIKE, BUDGET, outputs_of, samples_of
+from export.reporting.joined import ALIKE, BUDGET, samples_of
 from export.reporting.material import Material
 from export.reporting.table import uneven
 

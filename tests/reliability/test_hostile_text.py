@@ -10,6 +10,9 @@ import json
 import os
 import re
 import resource
+import shlex
+import shutil
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,18 +20,24 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+from editing import edit
 from markdown_it import MarkdownIt
 from photos import make_photo_folder
 from test_audit_recipe import Tags
 from test_phone import ARTIFACT
 from test_report import Page, inert
-from tiny_reports import Tiny, tiny_run
+from tiny_reports import tiny_run
 
 from edgetl import data
-from edgetl.config import command
+from edgetl.config import command, from_json
+from edgetl.console import quiet_tensorflow
+from edgetl.errors import ConfigError
 from edgetl.outputs import OutputSpec
-from export import phone, report
+from edgetl.rundir import sha256_of
+from export import bundle, convert, evaluate, phone, report
+from export.reporting.origins import recipe_command
 from recipes import audit, feature_extraction, search
 
 pytestmark = pytest.mark.slow
@@ -249,11 +258,45 @@ def test_a_space_without_an_end_is_not_read_to_its_end(
     assert "characters" in line
 
 
+GOLDEN = Path(__file__).parent.parent / "golden/schema2"
+COMMANDS: dict[str, tuple[ModuleType, list[object]]] = {
+    "evaluate": (evaluate, ["--data", GOLDEN / "photos"]),
+    "convert": (convert, ["--data", GOLDEN / "photos", "--schemes", "float32"]),
+    "report": (report, ["--data", GOLDEN / "photos", "--maps", 2]),
+    "bundle": (bundle, ["--data", GOLDEN / "photos", "--no-web", "--photos", 4]),
+}
+
+
 @pytest.fixture(scope="module")
-def reported(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return tiny_run(tmp_path_factory.mktemp("json") / "tiny")
+def tensorflow() -> None:
+    """Let it say once, before a test listens, what it thinks of this machine's devices."""
+    quiet_tensorflow()
+    import tensorflow as tf
+
+    tf.config.list_physical_devices("GPU")
 
 
+@pytest.fixture
+def strangers(tmp_path: Path, tensorflow: None) -> Path:
+    """A whole run that came from elsewhere."""
+    shutil.copytree(GOLDEN / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/bundles")
+    return tmp_path / "run"
+
+
+def reseal(run: Path, **manifest: str) -> None:
+    """Let every hash fit what is there, and take seals off: a stranger can do so, too."""
+    if (run / "export/predictions.npz").is_file() and "artifacts" in (run / EVALUATED).read_text(errors="replace"):
+        edit(run / EVALUATED, predictions_sha256=sha256_of(run / "export/predictions.npz"))
+    names = json.loads((run / "manifest.json").read_bytes())["files"]
+    edit(run / "manifest.json", files={name: sha256_of(run / name) for name in names}, **manifest)
+
+
+def content(run: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+EVALUATED = "export/evaluation.json"
 JSON: dict[str, bytes] = {
     "deep": b"[" * 200_000,
     "deep objects": b'{"a":' * 200_000,
@@ -262,26 +305,192 @@ JSON: dict[str, bytes] = {
     "10 000 digits": b'{"schema_version": ' + b"9" * 10_000 + b"}",
     "keys twice": b'{"schema_version": 1, "schema_version": 2}',
     "null": b"null",
+    "a list": b"[1]",
     "half a letter": b'{"a": "\\ud800"}',
     "no text": b"\xff\xfe\x00",
     "terminal codes": b'{"\\u001b[31m": 1}',
     "a key of 5 MB": b'{"' + b"x" * 5_000_000 + b'": 1}',
 }
+LOOSE = {"config.json", "metrics.json"}
+"""Of these any JSON object will do: other recipes have other settings and figures."""
+
+
+def is_object(text: bytes) -> bool:
+    try:
+        return isinstance(from_json(dict[str, Any], text), dict)
+    except ConfigError:
+        return False
 
 
 @pytest.mark.parametrize("case", JSON)
-def test_files_of_a_run(case: str, reported: Tiny, capfd: pytest.CaptureFixture[str], record_property: Any) -> None:
-    """Each JSON file of a run in turn is such a one, and the report is asked for."""
-    files = sorted(reported.run.path.rglob("*.json"))
-    assert len(files) >= 6
+def test_files_of_a_run(case: str, strangers: Path, capfd: pytest.CaptureFixture[str], record_property: Any) -> None:
+    """Each JSON file of a run in turn is such a one, with hashes that fit, and the report is asked for."""
+    files = sorted(strangers.rglob("*.json"))
+    assert len(files) == 10
+    refused = 0
     for path in files:
-        kept = path.read_bytes()
+        before = content(strangers)
         path.write_bytes(JSON[case])
-        try:
-            assert path.name in refusal(report, [reported.run.path, "--maps", 0], capfd)
-        finally:
-            path.write_bytes(kept)
-    record_property(f"files of a run that are {case}, all refused", len(files))
+        if path.name != "manifest.json":
+            reseal(strangers)
+        if path.name in LOOSE and is_object(JSON[case]):
+            report.main(report.Config(strangers, maps=0, data=str(GOLDEN / "photos")))
+        else:
+            there = content(strangers)
+            assert path.name in refusal(report, [strangers, "--maps", 0], capfd)
+            assert content(strangers) == there, "nothing is written"
+            refused += 1
+        for each, was in before.items():
+            each.write_bytes(was)
+    record_property(f"files of a run that are {case}, all refused", refused)
+
+
+def changed(name: str, *pairs: tuple[str, str]) -> Callable[[Path], None]:
+    """Replace text in a file, wherever it stands."""
+
+    def damage(run: Path) -> None:
+        text = (run / name).read_text()
+        for old, new in pairs:
+            assert old in text
+            text = text.replace(old, new)
+        (run / name).write_text(text)
+
+    return damage
+
+
+def other(name: str, **values: Any) -> Callable[[Path], None]:
+    return lambda run: edit(run / name, **values)
+
+
+def whole(name: str, text: bytes) -> Callable[[Path], None]:
+    def damage(run: Path) -> None:
+        (run / name).write_bytes(text)
+
+    return damage
+
+
+def arrays(change: Callable[[dict[str, Any]], object], *, packed: bool = False) -> Callable[[Path], None]:
+    """Change what predictions.npz holds."""
+
+    def damage(run: Path) -> None:
+        path = run / "export/predictions.npz"
+        with np.load(path) as stored:
+            held = dict(stored)
+        change(held)
+        (np.savez_compressed if packed else np.savez)(path, **held)
+
+    return damage
+
+
+def names(*given: str) -> Callable[[Path], None]:
+    """Call classes otherwise, wherever a run does."""
+
+    def damage(run: Path) -> None:
+        for name in ("outputs.json", "export/int8.json", "export/float32.json"):
+            (stored := json.loads((run / name).read_bytes())).pop("seal", None)
+            (stored if name == "outputs.json" else stored["outputs"])["names"] = list(given)
+            (run / name).write_text(json.dumps(stored))
+        (run / "labels.txt").write_text("".join(f"{name}\n" for name in given))
+        text = (run / "splits.csv").read_text()
+        for old, new in zip(("cat", "dog", "owl"), given, strict=False):
+            text = text.replace(f",{old},", f',"{new}",')
+        (run / "splits.csv").write_text(text)
+
+    return damage
+
+
+ALL = ("evaluate", "convert", "report", "bundle")
+HEAD, FIRST = "id,label,split,group,weight,sha256\n", "\ncat/0000.jpg,"
+DAMAGE: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
+    "settings null": (whole("config.json", b"null"), "config.json: damaged", ("convert", "report")),
+    "settings in Latin": (whole("config.json", b'{"a": "\xff"}'), "config.json: damaged", ("convert", "report")),
+    "settings half": (whole("config.json", b'{"a": "\\ud800"}'), "config.json: damaged", ("convert", "report")),
+    "notes a number": (whole("metrics.json", b'{"notes": 5}'), "metrics.json: notes", ("report",)),
+    "a cell of 200 kB": (changed("splits.csv", (FIRST, f"\n{'x' * 200_000},")), "splits.csv: line 2: field", ALL),
+    "a heading of 200 kB": (changed("splits.csv", (HEAD, f"{'x' * 200_000}\n")), "splits.csv: line 1: field", ALL),
+    "splits in Latin": (whole("splits.csv", HEAD.encode() + b"\xff"), "splits.csv: damaged .not UTF-8", ALL),
+    "splits binary": (whole("splits.csv", bytes(1000)), "splits.csv: the first line", ALL),
+    "no column split": (changed("splits.csv", ("split,", "part,")), "splits.csv: the first line", ALL),
+    "no rows": (whole("splits.csv", HEAD.encode()), "splits.csv: no rows", ALL),
+    "absolute": (changed("splits.csv", (FIRST, "\n/etc/hostname,")), "splits.csv: line 2 is damaged", ALL),
+    "above": (changed("splits.csv", (FIRST, "\n../photos/cat/0000.jpg,")), "splits.csv: line 2 is damaged", ALL),
+    "a detour": (changed("splits.csv", (FIRST, "\ncat/../../x.jpg,")), "splits.csv: line 2 is damaged", ALL),
+    "two names of three": (other("outputs.json", names=["cat", "dog"]), "labels.txt: not the names of", ALL),
+    "two names everywhere": (names("cat", "dog"), "splits.csv: line 26 is damaged|json: figures of other", ALL),
+    "figures of others": (changed(EVALUATED, ('"owl"', '"elk"')), "json: figures of other", ("report", "bundle")),
+    "a name that forges a line": (names("cat", "dog", "owl\nred: 100 %\x1b[31m"), "outputs.json: output name", ALL),
+    "equal names": (names("cat", "dog", "dog"), "outputs.json: output name 'dog': there twice", ALL),
+    "other labels": (whole("labels.txt", b"dog\ncat\nowl\n"), "labels.txt: not the names of", ALL),
+    "labels in Latin": (whole("labels.txt", b"\xff\n"), "labels.txt: not the names of", ALL),
+    "numbers": (other("outputs.json", task="regression"), "outputs.json: regression without deviations", ALL),
+    "no thresholds": (other("outputs.json", task="multi_label"), "outputs.json: multi_label without", ALL),
+    "a threshold": (other("outputs.json", task="multi_label", thresholds=[0.5]), "outputs.json: 1 thresholds", ALL),
+    "photos of other sides": (other("inputs.json", height=40), "model.keras: takes|json: other inputs", ALL),
+    "photos of 10^18 pixels": (other("inputs.json", height=10**9, width=10**9), "inputs.json: image size", ALL),
+    "predictions cut": (arrays(lambda held: held.update(keras=held["keras"][:2])), "keras is not 9 x 3", ("report",)),
+    "no keras": (arrays(lambda held: held.pop("keras")), "predictions.npz: .*holds other arrays", ("report",)),
+    "more arrays": (arrays(lambda held: held.update(more=np.zeros(1))), "holds other arrays than", ("report",)),
+    "not finite": (arrays(lambda held: held["int8"].fill(np.nan)), "int8 is not 9 x 3 finite", ("report",)),
+    "labels + 99": (arrays(lambda held: held.update(labels=held["labels"] + 99)), "not the labels of", ("report",)),
+    "ids that lead out": (arrays(lambda held: held["ids"].fill("../a.jpg")), "not the photos of", ("report",)),
+    "objects": (
+        arrays(lambda held: held.update(ids=np.array([{}] * 9, object))),
+        "predictions.npz: damaged .Object",
+        ("report",),
+    ),
+    "a bomb": (
+        arrays(lambda held: held.update(int8=np.zeros((1 << 26, 3), np.float32)), packed=True),
+        "predictions.npz: damaged .compressed",
+        ("report",),
+    ),
+    "no archive": (whole("export/predictions.npz", b"\x93NUMPY"), "predictions.npz: damaged", ("report",)),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_run_that_a_stranger_hashed_rightly(
+    case: str, strangers: Path, capfd: pytest.CaptureFixture[str], record_property: Any
+) -> None:
+    """What reads the file refuses it; to other commands it does nothing."""
+    damage, message, refusing = DAMAGE[case]
+    damage(strangers)
+    reseal(strangers)
+    for name in refusing:
+        module, arguments = COMMANDS[name]
+        before = content(strangers)
+        line = refusal(module, [strangers, *arguments], capfd)
+        assert re.search(message, line), (name, line)
+        assert content(strangers) == before, "nothing is written"
+    for name in set(COMMANDS) - set(refusing):
+        module, arguments = COMMANDS[name]
+        shutil.copytree(strangers, copied := strangers.with_name(name))
+        argv = ["--quiet", str(copied), *map(str, arguments)]
+        assert command(module.main, module.Config, prog="it", show=module.show, argv=argv) == 0, name
+    record_property("commands on runs of strangers, all refused", len(refusing))
+
+
+@pytest.mark.parametrize("url", ["ftp://data.invalid/x/", "ftp://127.0.0.1:9/x.csv", "file:///etc"])
+def test_a_url_in_a_run_is_not_asked_unasked(
+    url: str, strangers: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    for name in ("getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, lambda *given, **_: asked.append(given) or 1 / 0)
+    reseal(strangers, data=url)
+    for name in ("evaluate", "convert", "bundle"):
+        assert f"not fetched unasked. To fetch it, add --data {url}" in refusal(COMMANDS[name][0], [strangers], capfd)
+    report.main(report.Config(strangers, maps=0))
+    assert "not fetched unasked" in Page(strangers / "report.html").words
+    assert not asked
+
+
+def test_names_in_commands_to_copy_are_quoted(strangers: Path) -> None:
+    """What the page says to type must run nothing but edgetl."""
+    edit(strangers / "config.json", **{"x; touch y": True, "$(touch y)": "`touch y`"})
+    reseal(strangers, recipe="a; touch y")
+    shown = report.main(report.Config(strangers, maps=0, data=str(GOLDEN / "photos")))
+    words = shlex.split(recipe_command(json.loads((strangers / "config.json").read_bytes()), shown.recipe))
+    assert {"recipes.a; touch y", "--x; touch y", "--$(touch y)", "`touch y`"} <= set(words)
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
