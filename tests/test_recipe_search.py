@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -23,7 +25,7 @@ from edgetl.search.outcome import Outcome
 from edgetl.search.space import applied
 from recipes import experiment, feature_extraction, search
 from recipes.searching import trials
-from recipes.searching.judge import Search, gain_of
+from recipes.searching.judge import Repeats, Search, excluded, gain_of
 from recipes.searching.planning import base_settings, default_space, planned
 from recipes.searching.trials import RECIPES
 
@@ -127,6 +129,56 @@ def test_repeats_compare_with_the_defaults_on_photos_that_chose_nothing(found: S
     expected = gain_of(found.repeats.best, found.repeats.defaults, 0.15 / 0.75)
     assert (found.repeats.gain, found.repeats.low, found.repeats.high) == pytest.approx(expected, abs=0.02)
     assert "other divisions the best settings are" in search.show(found)
+
+
+LIMITS = {"latency_ms": 3.0, "size_kb": 1000.0}
+
+
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        ({"latency_ms": 3.0, "size_kb": 999.0}, ""),
+        ({"latency_ms": 3.5, "size_kb": 999.0}, "the defaults exceed --max-latency-ms 3: 3.5 ms"),
+        (
+            {"latency_ms": 9.0, "size_kb": 2412.0},
+            "the defaults exceed --max-latency-ms 3 --max-size-kb 1000: 9 ms, 2412 kB",
+        ),
+        ({}, "the defaults have no int8 form"),
+    ],
+)
+def test_defaults_that_the_device_cannot_take_are_no_choice(figures: dict[str, float], told: str) -> None:
+    assert excluded(figures, LIMITS) == told
+
+
+@pytest.mark.parametrize(
+    ("changes", "size_kb", "told"),
+    [
+        ({"max_size_kb": 1500.0}, 2412.0, "the defaults exceed --max-size-kb 1500: 2412 kB"),
+        ({"objectives": ("size_kb",)}, 1.0, ""),
+        ({"objectives": ("accuracy", "size_kb")}, 1.0, ""),
+        ({"max_size_kb": 1500.0}, 1.0, "points of top-1 from the defaults .*; the defaults do as well"),
+        ({"objectives": ("int8_accuracy",)}, 1.0, "points of top-1 of the Keras models from the defaults"),
+    ],
+)
+def test_the_defaults_are_advised_only_where_they_are_a_choice(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, object],
+    size_kb: float,
+    told: str,
+) -> None:
+    config = settings(photos, tmp_path / "out", repeats=2, **changes)
+    shared = SimpleNamespace(
+        base=None, plan=SimpleNamespace(first=None), examples=SimpleNamespace(task="classification")
+    )
+    shapes = SimpleNamespace(figures=lambda settings: {"size_kb": size_kb})
+    made = Repeats((1, 2), (0.5, 0.6), (0.6, 0.5), *gain_of((0.5, 0.6), (0.6, 0.5), 0.2))
+    monkeypatch.setattr(search, "repeated", lambda *_, **__: made)
+    best = Outcome(1, {}, "complete", "photos")
+    repeats, said = search.compared(config, None, shared, shapes, [best])
+    assert re.search(told, said) if told else said == ""
+    assert (repeats is made) == ("points of" in told)
 
 
 @pytest.mark.slow

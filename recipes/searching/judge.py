@@ -20,6 +20,8 @@ from edgetl.search.study import Study
 from recipes.searching import trials
 from recipes.searching.trials import RecipeName, Shared
 
+UNITS = {"latency_ms": "ms", "size_kb": "kB"}
+
 
 @dataclass(frozen=True)
 class Repeats:
@@ -146,6 +148,25 @@ def in_words(repeats: Repeats, primary: str) -> str:
     if repeats.low > 0:
         return f"{told}: better than luck explains"
     return f"{told}: {'worse' if repeats.high < 0 else 'within the noise'}; the defaults do as well"
+
+
+def excluded(figures: dict[str, float], limits: dict[str, float]) -> str:
+    """Why the defaults are no choice, in one line; empty where they keep the limits.
+
+    Args:
+        figures: of the defaults' network; empty where it has no int8 form.
+        limits: largest value of figures, by name.
+    """
+    if not figures:
+        return "the defaults have no int8 form"
+    beyond = {name: limit for name, limit in limits.items() if figures[name] > limit}
+    exceeded = ", ".join(f"{figures[name]:.4g} {UNITS[name]}" for name in beyond)
+    return f"the defaults exceed {options(beyond)}: {exceeded}" if beyond else ""
+
+
+def options(limits: dict[str, float]) -> str:
+    """Limits as a command line says them."""
+    return " ".join(f"--max-{name.replace('_', '-')} {limit:g}" for name, limit in limits.items())
 
 
 def refuse_none(study: Study, limits: dict[str, float]) -> None:
