@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,12 +20,23 @@ from photos import make_photo_folder
 
 from benchmarks.local_cluster import local_cluster
 from edgetl import data, rundir
-from edgetl.errors import ConfigError, RunError
+from edgetl.errors import (
+    ArtifactError,
+    BackboneError,
+    CacheError,
+    ConfigError,
+    DatasetError,
+    DiskSpaceError,
+    EdgetlError,
+    RunError,
+    WeightsError,
+)
 from edgetl.metrics import score
 from edgetl.search.outcome import Outcome
 from edgetl.search.space import applied
 from recipes import experiment, feature_extraction, search
-from recipes.searching import trials
+from recipes.searching import explore, trials
+from recipes.searching.explore import explored
 from recipes.searching.judge import Repeats, Search, excluded, gain_of
 from recipes.searching.planning import base_settings, default_space, planned
 from recipes.searching.trials import RECIPES
@@ -343,6 +355,90 @@ def test_a_training_that_diverges_fails_its_trial_alone(photos: Path, tmp_path: 
     outcome = trials.run_trial(shared, 0, {"learning_rate": 1e37, "dropout": 0.1, "hidden_units": "8"}, [], {}, {})
     assert outcome.state == "failed"
     assert "diverged" in outcome.remark
+
+
+class Here:
+    """A pool that does its tasks in this process when their results are asked for."""
+
+    def __init__(self, shared: object, **_: object) -> None:
+        self._shared, self._tasks = shared, deque[tuple[object, ...]]()
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, *task: object) -> None:
+        self._tasks.append(task)
+
+    def finished(self) -> tuple[int, Outcome]:
+        tag, function, *arguments = self._tasks.popleft()
+        return tag, function(self._shared, *arguments)
+
+    @property
+    def running(self) -> int:
+        return len(self._tasks)
+
+
+def trained_as(
+    train: Callable[..., object], photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[rundir.RunDir, trials.Shared]:
+    """What trials share, whose trainings are `train`, in this process."""
+    recipe = dataclasses.replace(RECIPES["feature_extraction"], train=train)
+    monkeypatch.setitem(RECIPES, "feature_extraction", recipe)
+    monkeypatch.setattr(explore, "workers", Here)
+    config = settings(photos, out)
+    base = base_settings(config)
+    examples = SimpleNamespace(task="classification")
+    shared = trials.Shared(config.recipe, base, examples, planned(config, base), "", None, frozenset(), 0.2, out)
+    out.mkdir()
+    return rundir.RunDir(out), shared
+
+
+def good(*_: object) -> object:
+    """A training."""
+    return SimpleNamespace(validation=SimpleNamespace(primary=0.9)), None
+
+
+PASSING = [CacheError, DatasetError, DiskSpaceError, RunError, WeightsError]
+
+
+@pytest.mark.parametrize("error", PASSING)
+def test_what_may_be_gone_tomorrow_ends_the_search_and_fails_no_trial(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[EdgetlError]
+) -> None:
+    done: list[object] = []
+
+    def train(*_: object) -> object:
+        done.append(0)
+        if len(done) == 2:
+            raise error("not now")
+        return good()
+
+    run, shared = trained_as(train, photos, tmp_path / "out", monkeypatch)
+    with pytest.raises(error, match="not now"):
+        explored(run, shared, None, count=4)
+    assert [path.name for path in (run.path / "trials").glob("*.json")] == ["0000.json"]
+    study = explored(run, shared, None, count=4)  # what the same command does
+    assert [each.state for each in study.outcomes] == ["complete"] * 4
+
+
+@pytest.mark.parametrize("error", [*PASSING, ConfigError, BackboneError, ArtifactError])
+def test_a_network_that_cannot_be_measured_now_fails_no_trial(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[EdgetlError]
+) -> None:
+    def excess(settings: object) -> None:
+        raise error("no such network")
+
+    run, shared = trained_as(good, photos, tmp_path / "out", monkeypatch)
+    shapes = SimpleNamespace(unknown=lambda settings: True, excess=excess)
+    if error in PASSING:
+        with pytest.raises(error, match="no such network"):
+            explored(run, shared, shapes, count=1)
+        assert not list((run.path / "trials").glob("*.json"))
+    else:
+        assert explored(run, shared, shapes, count=1).outcomes[0].state == "failed"
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from edgetl.search.study import Study
 from recipes.experiment import Experiment
 from recipes.searching import trials
 from recipes.searching.shapes import Shapes
-from recipes.searching.trials import RECIPES, Shared
+from recipes.searching.trials import RECIPES, UNFIT, Shared
 
 DATABASE = "study.db"
 TRIALS = "trials"
@@ -35,6 +35,7 @@ def explored(
 
     Raises:
         RunError: those that are there are of other photos.
+        EdgetlError: what is not for settings to answer for, such as a full disk; the same call goes on.
     """
     (run.path / TRIALS).mkdir(exist_ok=True)
     done = stored(run, shared.splits_sha256)
@@ -82,16 +83,23 @@ class _Loop:
         try:
             settings = applied(self._shared.base, params)
             RECIPES[self._shared.recipe].check(settings)  # each value can work; here all of them together
+        except UNFIT as error:
+            self._fail(number, params, error)
+            return
+        while self._shapes and self._pool.running and self._shapes.unknown(settings):
+            self._collect()  # a latency that is measured beside trainings is theirs as well
+        try:
             self._train(number, params, settings)
-        except EdgetlError as error:
-            remark = " ".join(str(error).split())
-            self._keep(Outcome(number, params, "failed", self._shared.splits_sha256, remark=remark))
+        except UNFIT as error:
+            self._fail(number, params, error)
+
+    def _fail(self, number: int, params: dict[str, Value], error: EdgetlError) -> None:
+        remark = " ".join(str(error).split())
+        self._keep(Outcome(number, params, "failed", self._shared.splits_sha256, remark=remark))
 
     def _train(self, number: int, params: dict[str, Value], settings: Experiment) -> None:
         """Have a trial trained, unless what becomes of it is known before."""
         study, shared = self._study, self._shared
-        while self._shapes and self._pool.running and self._shapes.unknown(settings):
-            self._collect()  # a latency that is measured beside trainings is theirs as well
         excess = self._shapes.excess(settings) if self._shapes else {}
         figures = self._shapes.figures(settings) if self._shapes else {}
         if any(share > 0 for share in excess.values()):

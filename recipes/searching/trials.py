@@ -16,7 +16,7 @@ import numpy as np
 
 from edgetl import data, features, rundir
 from edgetl.console import progress, quiet_tensorflow
-from edgetl.errors import ArtifactError, ConfigError, EdgetlError
+from edgetl.errors import ArtifactError, BackboneError, ConfigError, EdgetlError
 from edgetl.metrics import primary, score
 from edgetl.search.outcome import Outcome, State
 from edgetl.search.space import Value, applied
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 RecipeName = Literal["feature_extraction", "fine_tune"]
 CALIBRATION_PHOTOS = 200
 """As many as `export.convert` takes."""
+
+UNFIT = (ConfigError, BackboneError, ArtifactError)
+"""What settings themselves cause, on any machine at any time: it fails their trial. All other errors may be gone
+tomorrow and end the search, which the same command goes on with: trials to come must not learn from them."""
 
 
 class Hopeless(Exception):  # noqa: N818 (no error: it ends a training that is behind the others)
@@ -101,6 +105,9 @@ def run_trial(
         before: outcomes by which it is judged.
         figures: what is known of it before.
         excess: by which share it exceeds limits: by none.
+
+    Raises:
+        EdgetlError: what is not for these settings to answer for: a file that is gone, a full disk.
     """
     started = time.perf_counter()
     judge = Judge(shared.plan, number, params, before)
@@ -120,7 +127,7 @@ def run_trial(
     except Hopeless:
         state, remark = "pruned", f"behind the others after epoch {len(judge.curve)}"
         found["accuracy"] = judge.curve[-1]
-    except EdgetlError as error:
+    except UNFIT as error:
         state, remark = "failed", " ".join(str(error).split())
     kind: State = state  # type: ignore[assignment]
     seconds, curve = time.perf_counter() - started, tuple(judge.curve)
