@@ -37,7 +37,7 @@ from edgetl.search.space import applied
 from recipes import experiment, feature_extraction, search
 from recipes.searching import explore, trials
 from recipes.searching.explore import explored
-from recipes.searching.judge import Repeats, Search, excluded, gain_of
+from recipes.searching.judge import Repeats, Search, excluded, gain_of, refuse_none
 from recipes.searching.planning import base_settings, default_space, planned
 from recipes.searching.trials import RECIPES
 
@@ -160,6 +160,51 @@ LIMITS = {"latency_ms": 3.0, "size_kb": 1000.0}
 )
 def test_defaults_that_the_device_cannot_take_are_no_choice(figures: dict[str, float], told: str) -> None:
     assert excluded(figures, LIMITS) == told
+
+
+def costing(number: int, latency_ms: float, size_kb: float, failed: str = "") -> Outcome:
+    figures = {"latency_ms": latency_ms, "size_kb": size_kb}
+    excess = {name: figures[name] / limit - 1 for name, limit in LIMITS.items()}
+    state = "failed" if failed else "infeasible"
+    return Outcome(number, {"width": str(number)}, state, "photos", figures, excess=excess, remark=failed)
+
+
+BOTH = "all of --max-latency-ms 3 --max-size-kb 1000"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "told"),
+    [
+        (
+            [costing(0, 9, 500), costing(1, 1, 5000)],
+            f"none of 2 trials keeps {BOTH}; the nearest, trial 0: 9 ms, 500 kB (width=0)",
+        ),
+        (
+            [costing(0, 1, 500, failed="training diverged"), costing(1, 4, 1200)],
+            f"{BOTH}: kept by 1 of 2 trials, but none could be trained (training diverged); the nearest of the others, "
+            "trial 1: 4 ms, 1200 kB (width=1)",
+        ),
+        (
+            [costing(0, 4, 1200), costing(1, 1, 5000, failed="training diverged")],  # keeps one of the two
+            f"none of 2 trials keeps {BOTH}; the nearest, trial 0: 4 ms, 1200 kB (width=0)",
+        ),
+        (
+            [costing(0, 1, 500, failed="training diverged"), costing(1, 1, 400, failed="no")],
+            "none of 2 trials could be completed: training diverged",
+        ),
+    ],
+)
+def test_which_limits_nothing_keeps_and_what_comes_nearest(outcomes: list[Outcome], told: str) -> None:
+    study = SimpleNamespace(outcomes=outcomes, best=list)
+    with pytest.raises(ConfigError) as error:
+        refuse_none(study, LIMITS)
+    assert str(error.value).startswith(told)
+
+
+def test_one_limit_is_told_alone() -> None:
+    study = SimpleNamespace(outcomes=[costing(0, 9, 500)], best=list)
+    with pytest.raises(ConfigError, match=r"^none of 1 trials keeps --max-latency-ms 3; the nearest, trial 0: 9 ms \("):
+        refuse_none(study, {"latency_ms": 3.0})
 
 
 @pytest.mark.parametrize(
@@ -476,7 +521,7 @@ def test_limits_keep_large_networks_out_before_they_are_trained(photos: Path, tm
     assert all({"int8_accuracy", "latency_ms", "size_kb"} <= set(each.figures) for each in by_state["complete"])
     assert found.run == "" and found.best and found.device
     assert search.main(config) == found  # nothing is timed again, and the device is still named
-    with pytest.raises(ConfigError, match=r"--max-size-kb 5: none of 2 trials keeps it. The nearest is trial \d with"):
+    with pytest.raises(ConfigError, match=r"none of 2 trials keeps --max-size-kb 5; the nearest, trial \d: \d+ kB"):
         search.main(dataclasses.replace(config, out=tmp_path / "none", max_size_kb=5.0, trials=2))
 
 
