@@ -26,7 +26,7 @@ from edgetl.search.study import Method, Plan, Study
 from recipes import experiment
 from recipes.cross_validate import splits_key
 from recipes.experiment import Experiment
-from recipes.searching.explore import TRIALS, explored, figure_of, short, title_of
+from recipes.searching.explore import DATABASE, DIED, TRIALS, explored, figure_of, short, title_of
 from recipes.searching.judge import Repeats, Search, excluded, in_words, refuse_none, repeated, table_csv
 from recipes.searching.planning import base_settings, needed, planned, settled
 from recipes.searching.shapes import Shapes
@@ -181,6 +181,12 @@ def summed_up(
     notes = [told] if told else []
     if first is not None and best[0].number == first:
         notes.append("no trial was better than the recipe's defaults")
+    notes += [
+        f"trial {each.number} failed, for {DIED}; where it ends, trials after it may be others. To try it again delete "
+        f"{run.path / DATABASE}, and in {run.path / TRIALS} its file and all later ones"
+        for each in study.outcomes
+        if each.remark.startswith(DIED)
+    ]
     if shapes and shapes.noise:
         notes.append(f"latencies are noisy: {shapes.noise[0]}")
     return Search(

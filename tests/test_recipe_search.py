@@ -40,6 +40,7 @@ from recipes.searching.explore import explored
 from recipes.searching.judge import Repeats, Search, excluded, gain_of, refuse_none
 from recipes.searching.planning import base_settings, default_space, planned
 from recipes.searching.trials import RECIPES
+from tests import clusters
 
 SPACE = ("learning_rate=loguniform(1e-4,1e-2)", "dropout=uniform(0,0.5)", "hidden_units=choice(8,16)")
 
@@ -467,6 +468,36 @@ def test_what_may_be_gone_tomorrow_ends_the_search_and_fails_no_trial(
     assert [path.name for path in (run.path / "trials").glob("*.json")] == ["0000.json"]
     study = explored(run, shared, None, count=4)  # what the same command does
     assert [each.state for each in study.outcomes] == ["complete"] * 4
+
+
+def test_a_trial_that_always_kills_its_process_fails_alone(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = []
+    for processes in (1, 2):
+        with monkeypatch.context() as patch:
+            run, shared = trained_as(good, photos, tmp_path / str(processes), patch)
+        shared = dataclasses.replace(shared, folder=run.path / "trials")
+        monkeypatch.setattr(trials, "run_trial", clusters.trial)
+        study = explored(run, shared, None, count=4, processes=processes)
+        found.append(study.outcomes)
+        assert [each.state for each in study.outcomes] == ["complete", "failed", "complete", "complete"]
+        assert study.outcomes[1].remark.startswith("its process died 4 times. The system may have ended it")
+        assert not list((run.path / "trials").glob("*/"))  # nor its checkpoint
+        monkeypatch.setattr(trials, "run_trial", clusters.killed)
+        assert explored(run, shared, None, count=4).outcomes == study.outcomes  # nothing is tried again
+    assert found[0] == found[1]
+    assert "trial 1 is given up" in caplog.text
+
+
+def test_a_trial_whose_process_died_is_told_at_the_end(found: Search, tmp_path: Path) -> None:
+    copy = copied(found, tmp_path)
+    died = next(each for each in reversed(found.outcomes) if each.number not in found.best)
+    failed = dataclasses.replace(died, state="failed", figures={}, remark=f"{explore.DIED}. For want of memory")
+    (copy / f"trials/{died.number:04d}.json").write_text(rundir.sealed(failed))
+    again = search.main(settings(Path(found.data), copy, method="tpe", repeats=2))
+    assert again.best == found.best
+    assert any(note.startswith(f"trial {died.number} failed, for its process died") for note in again.notes)
 
 
 @pytest.mark.parametrize("error", [*PASSING, ConfigError, BackboneError, ArtifactError])

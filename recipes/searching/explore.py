@@ -1,11 +1,12 @@
 """The loop over trials: which one is next, where it runs, and what is kept of it."""
 
 import dataclasses
+import shutil
 
 from edgetl.console import log, progress
 from edgetl.errors import EdgetlError, RunError
 from edgetl.outputs import Task
-from edgetl.parallel import Workers, workers
+from edgetl.parallel import RETRIES, TaskDiedError, Workers, workers
 from edgetl.rundir import RunDir, read_json, sealed
 from edgetl.scores import PRIMARY
 from edgetl.search.outcome import Outcome
@@ -18,6 +19,8 @@ from recipes.searching.trials import RECIPES, UNFIT, Shared
 
 DATABASE = "study.db"
 TRIALS = "trials"
+DIED = f"its process died {RETRIES + 1} times"
+"""How the remark of a trial begins that failed for no reason of its settings, perhaps."""
 
 
 def explored(
@@ -69,6 +72,7 @@ class _Loop:
     ) -> None:
         self._run, self._shared, self._shapes, self._study, self._pool = run, shared, shapes, study, pool
         self._done, self._asked = done, len(study.outcomes)
+        self._sent: dict[int, Outcome] = {}
 
     def send(self, total: int) -> None:
         """Have all trials done that may be under way now."""
@@ -112,6 +116,7 @@ class _Loop:
                 dataclasses.replace(twin, number=number, seconds=0.0, rungs={}, remark=f"as trial {twin.number}")
             )
         else:
+            self._sent[number] = Outcome(number, params, "failed", shared.splits_sha256, figures, excess=excess)
             self._pool.submit(number, trials.run_trial, number, params, list(study.before(number)), figures, excess)
 
     def next(self) -> Outcome:
@@ -122,7 +127,12 @@ class _Loop:
         return self._done.pop(number)
 
     def _collect(self) -> None:
-        _, outcome = self._pool.finished()
+        try:
+            _, outcome = self._pool.finished()
+        except TaskDiedError as error:  # tried again and again it would end every resumption of the search as well
+            outcome = dataclasses.replace(self._sent[error.tag], remark=f"{DIED}. {error.why}")
+            log.warning("trial %d is given up: %s", error.tag, outcome.remark)
+            shutil.rmtree(self._shared.folder / f"{error.tag:04d}", ignore_errors=True)  # its checkpoint
         self._keep(outcome)
 
     def _keep(self, outcome: Outcome) -> None:
