@@ -223,6 +223,14 @@ SEARCHING: dict[str, tuple[Prepare, list[str]]] = {
         at_once("--method", "grid", "--space", "dropout=uniform(0,0.5)"),
         ["--space dropout: a grid needs to know how many points", "uniform(0,0.5,5)"],
     ),
+    "huge grid": (
+        at_once("--method", "grid", "--space", "epochs=int(1,100000000)"),
+        ["a grid of 100,000,000 points", "Use --method random or tpe"],
+    ),
+    "bounds beyond float32": (
+        at_once("--space", "weight_decay=uniform(0,1e38)"),
+        ["weight_decay=uniform(0,1e38): bounds must be within"],
+    ),
     "unknown knob": (at_once("--space", "learningrate=uniform(0,1)"), ["learningrate", "Did you mean learning_rate?"]),
     "knob of the other recipe": (
         at_once("--space", "backbone_lr=uniform(0,1)"),
