@@ -187,7 +187,7 @@ def summed_up(
         for each in study.outcomes
         if each.remark.startswith(DIED)
     ]
-    if shapes and shapes.noise:
+    if shapes and shapes.noise and (config.max_latency_ms is not None or "latency_ms" in config.objectives):
         notes.append(f"latencies are noisy: {shapes.noise[0]}")
     return Search(
         recipe=config.recipe,

@@ -119,6 +119,37 @@ def test_the_first_trial_is_the_defaults(photos: Path, tmp_path: Path) -> None:
     assert plan.first["learning_rate"] == usual.learning_rate
 
 
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"space": ("dropout=uniform(0,0.5)",)}, True),
+        ({"space": ("dropout=uniform(0,0.5)", "hidden_units=choice(8,16)"), "fixed": ("head=linear",)}, True),
+        ({"space": (), "fixed": ("head=linear",)}, True),
+        ({"space": ("dropout=uniform(0,0.5)",), "fixed": ("head=mlp",)}, False),
+        ({"space": ("dropout=uniform(0,0.5)", "head=choice(linear,mlp)")}, False),
+        ({"space": ("dropout=uniform(0,0.5)", "image_size=choice(32,64)")}, False),
+        ({"space": ("dropout=uniform(0,0.5)",), "recipe": "fine_tune"}, False),
+        ({"space": ()}, False),
+    ],
+)
+def test_knobs_of_layers_that_are_not_there_are_refused(
+    photos: Path, tmp_path: Path, changes: dict[str, object], refused: bool
+) -> None:
+    config = settings(photos, tmp_path / "out", **({"fixed": ()} | changes))
+    if refused:
+        with pytest.raises(ConfigError, match=r"all trials would be the same.* add --fixed head=mlp"):
+            planned(config, base_settings(config))
+    else:
+        assert planned(config, base_settings(config)).knobs
+
+
+def test_settings_of_hidden_layers_are_all_that_a_linear_head_has_not() -> None:
+    own = {each.name for each in dataclasses.fields(feature_extraction.Config)}
+    shared = {each.name for each in dataclasses.fields(experiment.Experiment)}
+    recipe = RECIPES["feature_extraction"]
+    assert recipe.of_mlp == own - shared - recipe.barred - {"head"}
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_default_space_holds_the_defaults(recipe: str, photos: Path, tmp_path: Path) -> None:
     config = search.Config(str(photos), tmp_path / "out", recipe=recipe, max_latency_ms=10.0)
@@ -142,6 +173,32 @@ def test_repeats_compare_with_the_defaults_on_photos_that_chose_nothing(found: S
     expected = gain_of(found.repeats.best, found.repeats.defaults, 0.15 / 0.75)
     assert (found.repeats.gain, found.repeats.low, found.repeats.high) == pytest.approx(expected, abs=0.02)
     assert "other divisions the best settings are" in search.show(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"max_latency_ms": 3.0}, ["latencies are noisy: a fan"]),
+        ({"objectives": ("latency_ms",)}, ["latencies are noisy: a fan"]),
+        ({"max_size_kb": 3.0}, []),
+        ({"objectives": ("accuracy", "size_kb")}, []),
+    ],
+)
+def test_noise_of_latencies_is_told_where_they_count(
+    photos: Path, tmp_path: Path, changes: dict[str, object], told: list[str]
+) -> None:
+    config = settings(photos, tmp_path / "out", **changes)
+    base = base_settings(config)
+    shared = SimpleNamespace(
+        plan=SimpleNamespace(first=None),
+        examples=SimpleNamespace(task="classification"),
+        table=SimpleNamespace(data_sha256=""),
+    )
+    outcomes = [Outcome(0, {"dropout": 0.1}, "complete", "photos")]
+    study = SimpleNamespace(outcomes=outcomes, best=lambda: outcomes, importance=dict)
+    shapes = SimpleNamespace(noise=["a fan"], devices="here")
+    result = search.summed_up(config, base, shared, study, None, "", None, shapes, rundir.RunDir(tmp_path))
+    assert list(result.notes) == told
 
 
 LIMITS = {"latency_ms": 3.0, "size_kb": 1000.0}

@@ -86,6 +86,8 @@ class Recipe:
     """Settings that decide on size and latency of the model."""
     barred: frozenset[str]
     """Settings of its own that can't be searched, besides those of every recipe."""
+    of_mlp: frozenset[str] = frozenset()
+    """Settings that do nothing where `head` is linear."""
 
 
 def run_trial(
@@ -270,6 +272,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         ),
         shape=("head", "hidden_units"),
         barred=frozenset({"calibrate_scores"}),
+        of_mlp=frozenset({"hidden_units", "dropout", "learning_rate", "weight_decay", "epochs", "batch_size"}),
     ),
     "fine_tune": Recipe(
         config=fine_tune.Config,
