@@ -302,7 +302,7 @@ class _Ray(Workers):
         except self._ray.exceptions.RayTaskError as error:  # what the task raised, in a wrapping
             raise (error.cause if isinstance(error.cause, Exception) else error) from None
         except (self._ray.exceptions.WorkerCrashedError, self._ray.exceptions.OutOfMemoryError) as error:
-            raise TaskDiedError(tag, str(error).strip().splitlines()[0]) from error
+            raise TaskDiedError(tag, str(error).strip().partition("\n")[0]) from error
         except self._ray.exceptions.RayError as error:
             raise ConfigError(f"--ray: a task was lost {RETRIES + 1} times: {error}") from error
 

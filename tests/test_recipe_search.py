@@ -511,10 +511,11 @@ PASSING = [CacheError, DatasetError, DiskSpaceError, RunError, WeightsError]
 def test_what_may_be_gone_tomorrow_ends_the_search_and_fails_no_trial(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[EdgetlError]
 ) -> None:
-    done: list[object] = []
+    done: list[Path] = []
 
-    def train(*_: object) -> object:
-        done.append(0)
+    def train(shared: trials.Shared, settings: feature_extraction.Config, report: object) -> object:
+        done.append(settings.out)
+        settings.out.mkdir(exist_ok=True)
         if len(done) == 2:
             raise error("not now")
         return good()
@@ -523,6 +524,7 @@ def test_what_may_be_gone_tomorrow_ends_the_search_and_fails_no_trial(
     with pytest.raises(error, match="not now"):
         explored(run, shared, None, count=4)
     assert [path.name for path in (run.path / "trials").glob("*.json")] == ["0000.json"]
+    assert not done[0].exists() and done[1].exists()  # where a fine-tuning goes on
     study = explored(run, shared, None, count=4)  # what the same command does
     assert [each.state for each in study.outcomes] == ["complete"] * 4
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgetl import data, features, rundir
 from edgetl.console import progress, quiet_tensorflow
-from edgetl.errors import ArtifactError, BackboneError, ConfigError, EdgetlError
+from edgetl.errors import ArtifactError, BackboneError, ConfigError
 from edgetl.metrics import primary, score
 from edgetl.search.outcome import Outcome, State
 from edgetl.search.space import Value, applied
@@ -154,7 +154,7 @@ def run_repeat(shared: Shared, name: str, params: dict[str, Value], seed: int) -
 
 
 def trained(shared: Shared, params: dict[str, Value], name: str, report: Report) -> tuple[Finished, data.Splits]:
-    """Train in a folder that is gone afterwards; where the process is killed it stays, and training goes on there."""
+    """Train in a folder that is gone afterwards; where something interrupts it the folder stays, to go on in."""
     quiet_tensorflow()
     import keras
 
@@ -163,7 +163,7 @@ def trained(shared: Shared, params: dict[str, Value], name: str, report: Report)
     settings = applied(dataclasses.replace(shared.base, out=folder), params)
     try:
         done = RECIPES[shared.recipe].train(shared, settings, report)
-    except (Hopeless, EdgetlError):
+    except (Hopeless, *UNFIT):
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
