@@ -183,7 +183,8 @@ def store(
         The activations, open; close them after use.
 
     Raises:
-        ConfigError: no such views, no room, or values that float16 can't hold.
+        ConfigError: no such views, more than the budget, or values that float16 can't hold.
+        DiskSpaceError: entries in use, or a full disk, leave too little room.
         UnreadableImageError: a photo can't be read.
         OSError: the disk is full, or can't be written.
     """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetl.console import log
-from edgetl.errors import ConfigError
+from edgetl.errors import ConfigError, DiskSpaceError
 
 _LARGER_BUDGET = "make room with a larger --disk-budget-gb"
 
@@ -50,7 +50,7 @@ def make_room(entry: Entry, missing_bytes: int, budget: int) -> None:
         budget: what all entries beside each other may take, bytes.
 
     Raises:
-        ConfigError: entries in use, or a full disk, leave too little room. Nothing was deleted.
+        DiskSpaceError: entries in use, or a full disk, leave too little room. Nothing was deleted.
     """
     root = entry.folder.parent
     others = [path for path in root.iterdir() if path.is_dir() and path != entry.folder]
@@ -61,10 +61,10 @@ def make_room(entry: Entry, missing_bytes: int, budget: int) -> None:
         if in_use + entry.size_bytes > budget:
             used_by = "in use, by this run's other photos or by other runs"
             what = f"{_amount(in_use)} of the budget of {_amount(budget)} are {used_by}"
-            raise ConfigError(_no_room(entry, what, max(budget - in_use, 0), _LARGER_BUDGET))
+            raise DiskSpaceError(_no_room(entry, what, max(budget - in_use, 0), _LARGER_BUDGET))
         if free + sum(idle.values()) < missing_bytes:
             available = free + sum(idle.values()) + entry.size_bytes - missing_bytes
-            raise ConfigError(_no_room(entry, f"{root} has {_amount(free)} free", available, "free some disk space"))
+            raise DiskSpaceError(_no_room(entry, f"{root} has {_amount(free)} free", available, "free some disk space"))
         used = in_use + entry.size_bytes + sum(idle.values())
         for path in sorted(idle, key=lambda path: lock_file(path).stat().st_mtime_ns):
             if used <= budget and free >= missing_bytes:

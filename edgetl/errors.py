@@ -37,5 +37,9 @@ class CacheError(EdgetlError):
     """What an earlier step has stored is gone or damaged while it is needed."""
 
 
+class DiskSpaceError(EdgetlError):
+    """There is no room on a disk now; the same command may find some later."""
+
+
 class ArtifactError(EdgetlError):
     """A .tflite file can't be made, is damaged, or breaks the input contract."""

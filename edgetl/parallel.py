@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -36,7 +36,7 @@ from edgetl.data.pipeline import cores
 from edgetl.errors import ConfigError
 
 RETRIES = 3
-"""Times that tasks are done again because a process died."""
+"""Times that a task is done again because a process died; here the last of them with no other beside it."""
 REACH_SECONDS = 10.0
 """How long a cluster may take to accept a connection."""
 ANSWER_SECONDS = 60.0
@@ -45,7 +45,21 @@ _CONNECT = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_
 SAVE_SECONDS = 10.0
 """How long tasks of a cluster may take to save what they have, once they are told to end."""
 _SHARED, _PID = "shared.pickle", ".pid"
-ASK_FOR_MEMORY = "The system may have ended it for want of memory: use fewer --processes"
+ASK_FOR_MEMORY = "The system may have ended it for want of memory (see dmesg): free some, or let it do less at once"
+
+
+class TaskDiedError(ConfigError):
+    """A task was given up, for its process died every time; the pool goes on with the others."""
+
+    def __init__(self, tag: int, why: str) -> None:
+        """Know which.
+
+        Args:
+            tag: of the task.
+            why: as far as that is known.
+        """
+        super().__init__(f"the process of a task died {RETRIES + 1} times. {why}")
+        self.tag, self.why = tag, why
 
 
 class Workers(ABC):
@@ -63,7 +77,8 @@ class Workers(ABC):
             Its tag and result.
 
         Raises:
-            ConfigError: processes die over and over.
+            TaskDiedError: the process of a task died over and over.
+            ConfigError: the cluster lost a task for other reasons.
             Exception: what the task raised.
         """
 
@@ -111,7 +126,7 @@ class _Local(Workers):
         self._tasks: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
         self._waiting: deque[int] = deque()
         self._futures: dict[Future[Any], int] = {}
-        self._deaths = 0
+        self._deaths: Counter[int] = Counter()
         self._pool = self._new_pool()
 
     def _path(self, name: str) -> Path:
@@ -130,12 +145,18 @@ class _Local(Workers):
         """Give each process one task."""
         # Children read these variables when they start, and their libraries when they are imported.
         with _environment(_thread_limits(self._threads)), _no_interrupt():
-            while self._waiting and len(self._futures) < self._processes:
+            while self._waiting and len(self._futures) < self._processes and not self._must_be_alone():
                 tag = self._waiting.popleft()
                 try:
                     self._futures[self._pool.submit(_call, *self._tasks[tag])] = tag
                 except BrokenProcessPool:
-                    self._restart([tag])
+                    self._waiting.appendleft(tag)
+                    self._restart([])
+
+    def _must_be_alone(self) -> bool:
+        """Whether the next task, or one under way, is on its last try: should it die, it must be clear which did."""
+        under_way = list(self._futures.values())
+        return bool(under_way) and any(self._deaths[tag] >= RETRIES for tag in [self._waiting[0], *under_way])
 
     def finished(self) -> tuple[int, Any]:
         while True:
@@ -146,13 +167,17 @@ class _Local(Workers):
                 result = future.result()
             except BrokenProcessPool:
                 self._restart([tag])
+                if self._deaths[tag] <= RETRIES:
+                    self._fill()
+                    continue
+                self._waiting.remove(tag)
+                del self._tasks[tag], self._deaths[tag]
                 self._fill()
-                continue
+                raise TaskDiedError(tag, ASK_FOR_MEMORY) from None
             except BaseException:
                 del self._tasks[tag]
                 raise
-            del self._tasks[tag]
-            self._deaths = 0
+            del self._tasks[tag], self._deaths[tag]
             self._fill()
             return tag, result
 
@@ -161,9 +186,7 @@ class _Local(Workers):
         self._pool.shutdown(wait=True, cancel_futures=True)
         broken = [each for each in self._futures if each.cancelled() or isinstance(each.exception(), BrokenProcessPool)]
         again = sorted([*lost, *(self._futures.pop(each) for each in broken)])
-        self._deaths += 1
-        if self._deaths > RETRIES:
-            raise ConfigError(f"processes died {RETRIES + 1} times, and no task ended in between. {ASK_FOR_MEMORY}")
+        self._deaths.update(again)
         log.warning("a process died; what was under way is done again")
         for process in self._path("").glob(f"*{_PID}"):
             process.unlink()
@@ -290,6 +313,8 @@ class _Ray(Workers):
                     f"--ray: a node can't run the task ({line}). Install the same edgetl and packages on every machine"
                 ) from None
             raise cause from None
+        except (self._ray.exceptions.WorkerCrashedError, self._ray.exceptions.OutOfMemoryError) as error:
+            raise TaskDiedError(tag, str(error).strip().partition("\n")[0]) from error
         except self._ray.exceptions.RayError as error:
             raise ConfigError(f"--ray: a task was lost {RETRIES + 1} times: {error}") from error
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgetl.console import swallowed_output
-from edgetl.errors import ArtifactError
+from edgetl.errors import ArtifactError, DiskSpaceError
 from export.flatbuffer import compact
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def frozen_saved_model(model: "keras.Model") -> Iterator[Path]:
         Path of the SavedModel; its signature `serving_default` maps `images` to `outputs`.
 
     Raises:
-        ArtifactError: no room for temporary files.
+        DiskSpaceError: no room for temporary files.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -50,7 +50,7 @@ def frozen_saved_model(model: "keras.Model") -> Iterator[Path]:
         try:
             tf.saved_model.save(module, folder, signatures={"serving_default": module.serve}, options=options)
         except tf.errors.OpError as error:
-            raise ArtifactError(
+            raise DiskSpaceError(
                 f"{tempfile.gettempdir()}: can't write there ({error.message}). Make room or point TMPDIR elsewhere"
             ) from error
         yield Path(folder)

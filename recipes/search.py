@@ -26,8 +26,8 @@ from edgetl.search.study import Method, Plan, Study
 from recipes import experiment
 from recipes.cross_validate import splits_key
 from recipes.experiment import Experiment
-from recipes.searching.explore import TRIALS, explored, figure_of, short, title_of
-from recipes.searching.judge import Repeats, Search, in_words, refuse_none, repeated, table_csv
+from recipes.searching.explore import DATABASE, DIED, TRIALS, explored, figure_of, short, title_of
+from recipes.searching.judge import Repeats, Search, excluded, in_words, refuse_none, repeated, table_csv
 from recipes.searching.planning import base_settings, needed, planned, settled
 from recipes.searching.shapes import Shapes
 from recipes.searching.trials import RECIPES, RecipeName, Shared
@@ -74,7 +74,7 @@ class Config(Experiment):
     """Trials at a time on this machine, one thread each; 0: one per core. With --ray the cluster decides."""
     repeats: int = field(default=-1, metadata={"affects_result": False})
     """Other divisions of the photos on which the best settings and the defaults are compared at the end, so that luck
-    is not taken for skill. -1: 5 for feature_extraction, none for fine_tune."""
+    is not taken for skill; where one accuracy is sought. -1: 5 for feature_extraction, none for fine_tune."""
 
 
 def main(config: Config) -> Search:
@@ -100,8 +100,8 @@ def main(config: Config) -> Search:
         refuse_none(study, limits_of(config))
         best = study.best()
         made = model_of(config, base, examples, run, best[0]) if len(config.objectives) == 1 else None
-        repeats = compared(config, run, shared, best)
-        result = summed_up(config, base, shared, study, repeats, made, shapes, run)
+        repeats, told = compared(config, run, shared, shapes, best)
+        result = summed_up(config, base, shared, study, repeats, told, made, shapes, run)
         run.write(TABLE, table_csv(study.outcomes))
         draw(run, result)
         run.write(RESULT, to_json(result))
@@ -131,19 +131,30 @@ def limits_of(config: Config) -> dict[str, float]:
     return {name: limit for name, limit in given.items() if limit is not None}
 
 
-def compared(config: Config, run: RunDir, shared: Shared, best: Sequence[Outcome]) -> Repeats | None:
-    """Compare the best trial with the defaults on other divisions, where that is asked for and means something."""
+def compared(
+    config: Config, run: RunDir, shared: Shared, shapes: Shapes | None, best: Sequence[Outcome]
+) -> tuple[Repeats | None, str]:
+    """Compare the best trial with the defaults on other divisions, where that is asked for and means something.
+
+    Returns:
+        The figures, and what they say; or None, and why the defaults are no choice, if that is so.
+    """
     count = config.repeats
     if count < 0:
         count = 5 if config.recipe == "feature_extraction" else 0
-    if not count or len(config.objectives) > 1 or best[0].params == shared.plan.first:
-        return None
+    (sought, *others) = config.objectives
+    accuracies = {"accuracy": "", "int8_accuracy": " of the Keras models"}
+    if not count or others or sought not in accuracies or best[0].params == shared.plan.first:
+        return None, ""
     seeds = [config.seed + number for number in range(1, count + 1)]
     try:
-        return repeated(run, shared, best[0], seeds, ray=config.ray, processes=config.processes)
+        if shapes and (told := excluded(shapes.figures(shared.base), limits_of(config))):
+            return None, told
+        found = repeated(run, shared, best[0], seeds, ray=config.ray, processes=config.processes)
     except EdgetlError as error:  # a class too small for another division, say: the search itself is done
         log.warning("not compared with the defaults on other divisions: %s", error)
-        return None
+        return None, ""
+    return found, in_words(found, PRIMARY[shared.examples.task] + accuracies[sought])
 
 
 def model_of(config: Config, base: Any, examples: data.Examples, run: RunDir, best: Outcome) -> RunDir:
@@ -159,6 +170,7 @@ def summed_up(
     shared: Shared,
     study: Study,
     repeats: Repeats | None,
+    told: str,
     made: RunDir | None,
     shapes: Shapes | None,
     run: RunDir,
@@ -166,10 +178,16 @@ def summed_up(
     """Put all that came out into one."""
     best = study.best()
     first = study.outcomes[0].number if study.outcomes[0].params == shared.plan.first else None
-    notes = [in_words(repeats, PRIMARY[shared.examples.task])] if repeats else []
+    notes = [told] if told else []
     if first is not None and best[0].number == first:
         notes.append("no trial was better than the recipe's defaults")
-    if shapes and shapes.noise:
+    notes += [
+        f"trial {each.number} failed, for {DIED}; where it ends, trials after it may be others. To try it again delete "
+        f"{run.path / DATABASE}, and in {run.path / TRIALS} its file and all later ones"
+        for each in study.outcomes
+        if each.remark.startswith(DIED)
+    ]
+    if shapes and shapes.noise and (config.max_latency_ms is not None or "latency_ms" in config.objectives):
         notes.append(f"latencies are noisy: {shapes.noise[0]}")
     return Search(
         recipe=config.recipe,

@@ -220,8 +220,20 @@ SEARCHING: dict[str, tuple[Prepare, list[str]]] = {
         ["dropout=choice()", "nothing to"],
     ),
     "grid of a range": (
-        at_once("--method", "grid", "--space", "dropout=uniform(0,0.5)"),
+        at_once("--method", "grid", "--space", "dropout=uniform(0,0.5)", "--fixed", "head=mlp"),
         ["--space dropout: a grid needs to know how many points", "uniform(0,0.5,5)"],
+    ),
+    "huge grid": (
+        at_once("--method", "grid", "--space", "epochs=int(1,100000000)", "--fixed", "head=mlp"),
+        ["a grid of 100,000,000 points", "Use --method random or tpe"],
+    ),
+    "bounds beyond float32": (
+        at_once("--space", "weight_decay=uniform(0,1e38)"),
+        ["weight_decay=uniform(0,1e38): bounds must be within"],
+    ),
+    "knobs without effect": (
+        at_once("--space", "dropout=uniform(0,0.5)", "epochs=int(1,9)"),
+        ["--space dropout epochs: all trials would be the same", "add --fixed head=mlp"],
     ),
     "unknown knob": (at_once("--space", "learningrate=uniform(0,1)"), ["learningrate", "Did you mean learning_rate?"]),
     "knob of the other recipe": (

@@ -10,7 +10,7 @@ from photos import make_photo_folder
 from tiny_activations import WIDTH, entries, everything, files, never, run
 
 from edgetl import activations
-from edgetl.errors import ConfigError
+from edgetl.errors import ConfigError, DiskSpaceError
 
 ENTRY = 11 * 3 * WIDTH * 2 + 3 * 32
 
@@ -42,7 +42,7 @@ def test_a_full_disk_is_refused_beforehand(photos: Path, monkeypatch: pytest.Mon
     usage = shutil.disk_usage(photos)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=ENTRY - 1))
     with pytest.raises(
-        ConfigError, match=r"has .* KB free\. Take fewer views \(--views 2 fits\).*free some disk space"
+        DiskSpaceError, match=r"has .* KB free\. Take fewer views \(--views 2 fits\).*free some disk space"
     ):
         run(photos, never)
     run(photos, views=2).close()
@@ -72,7 +72,7 @@ def test_what_is_in_use_stays(photos: Path) -> None:
         run(photos, preset="light", seed=2).close()
         run(photos, preset="light", seed=3, budget_bytes=2 * ENTRY).close()  # instead of the second
         assert len(entries(photos)) == 2
-        with pytest.raises(ConfigError, match="are in use, by this run's other photos or by other runs"):
+        with pytest.raises(DiskSpaceError, match="are in use, by this run's other photos or by other runs"):
             run(photos, never, preset="light", seed=2, budget_bytes=2 * ENTRY - 1)
         assert len(files(photos)) == 6  # refused before anything was deleted
         np.testing.assert_array_equal(everything(used), expected)

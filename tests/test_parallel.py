@@ -15,7 +15,7 @@ import pytest
 from benchmarks.local_cluster import local_cluster
 from edgetl import child, parallel
 from edgetl.errors import ConfigError, DatasetError
-from edgetl.parallel import RETRIES, connect, workers
+from edgetl.parallel import RETRIES, TaskDiedError, connect, workers
 from tests import clusters
 
 
@@ -88,6 +88,21 @@ def test_a_process_that_dies_costs_its_task_a_retry(place: dict[str, object], tm
 def test_a_task_that_always_kills_its_process_is_given_up(place: dict[str, object]) -> None:
     with workers(None, **place) as pool, pytest.raises(ConfigError, match=f"{RETRIES + 1} times"):
         list(pool.map(clusters.killed, [()]))
+
+
+@everywhere
+def test_the_task_that_kills_its_process_is_found_among_others_that_are_done(place: dict[str, object]) -> None:
+    done, given_up = set(), []
+    with workers(None, **place) as pool:
+        for tag in range(6):
+            pool.submit(tag, clusters.killed if tag in (1, 2) else clusters.process)
+        while pool.running:
+            try:
+                done.add(pool.finished()[0])
+            except TaskDiedError as error:
+                given_up.append(error.tag)
+    assert sorted(given_up) == [1, 2]
+    assert done == {0, 3, 4, 5}
 
 
 def test_a_process_that_dies_beside_one_that_hears_no_signal(tmp_path: Path) -> None:

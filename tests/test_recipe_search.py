@@ -3,13 +3,16 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -17,15 +20,27 @@ from photos import make_photo_folder
 
 from benchmarks.local_cluster import local_cluster
 from edgetl import data, rundir
-from edgetl.errors import ConfigError, RunError
+from edgetl.errors import (
+    ArtifactError,
+    BackboneError,
+    CacheError,
+    ConfigError,
+    DatasetError,
+    DiskSpaceError,
+    EdgetlError,
+    RunError,
+    WeightsError,
+)
 from edgetl.metrics import score
 from edgetl.search.outcome import Outcome
 from edgetl.search.space import applied
 from recipes import experiment, feature_extraction, search
-from recipes.searching import trials
-from recipes.searching.judge import Search, gain_of
+from recipes.searching import explore, trials
+from recipes.searching.explore import explored
+from recipes.searching.judge import Repeats, Search, excluded, gain_of, refuse_none
 from recipes.searching.planning import base_settings, default_space, planned
 from recipes.searching.trials import RECIPES
+from tests import clusters
 
 SPACE = ("learning_rate=loguniform(1e-4,1e-2)", "dropout=uniform(0,0.5)", "hidden_units=choice(8,16)")
 
@@ -104,6 +119,37 @@ def test_the_first_trial_is_the_defaults(photos: Path, tmp_path: Path) -> None:
     assert plan.first["learning_rate"] == usual.learning_rate
 
 
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"space": ("dropout=uniform(0,0.5)",)}, True),
+        ({"space": ("dropout=uniform(0,0.5)", "hidden_units=choice(8,16)"), "fixed": ("head=linear",)}, True),
+        ({"space": (), "fixed": ("head=linear",)}, True),
+        ({"space": ("dropout=uniform(0,0.5)",), "fixed": ("head=mlp",)}, False),
+        ({"space": ("dropout=uniform(0,0.5)", "head=choice(linear,mlp)")}, False),
+        ({"space": ("dropout=uniform(0,0.5)", "image_size=choice(32,64)")}, False),
+        ({"space": ("dropout=uniform(0,0.5)",), "recipe": "fine_tune"}, False),
+        ({"space": ()}, False),
+    ],
+)
+def test_knobs_of_layers_that_are_not_there_are_refused(
+    photos: Path, tmp_path: Path, changes: dict[str, object], refused: bool
+) -> None:
+    config = settings(photos, tmp_path / "out", **({"fixed": ()} | changes))
+    if refused:
+        with pytest.raises(ConfigError, match=r"all trials would be the same.* add --fixed head=mlp"):
+            planned(config, base_settings(config))
+    else:
+        assert planned(config, base_settings(config)).knobs
+
+
+def test_settings_of_hidden_layers_are_all_that_a_linear_head_has_not() -> None:
+    own = {each.name for each in dataclasses.fields(feature_extraction.Config)}
+    shared = {each.name for each in dataclasses.fields(experiment.Experiment)}
+    recipe = RECIPES["feature_extraction"]
+    assert recipe.of_mlp == own - shared - recipe.barred - {"head"}
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_default_space_holds_the_defaults(recipe: str, photos: Path, tmp_path: Path) -> None:
     config = search.Config(str(photos), tmp_path / "out", recipe=recipe, max_latency_ms=10.0)
@@ -127,6 +173,127 @@ def test_repeats_compare_with_the_defaults_on_photos_that_chose_nothing(found: S
     expected = gain_of(found.repeats.best, found.repeats.defaults, 0.15 / 0.75)
     assert (found.repeats.gain, found.repeats.low, found.repeats.high) == pytest.approx(expected, abs=0.02)
     assert "other divisions the best settings are" in search.show(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"max_latency_ms": 3.0}, ["latencies are noisy: a fan"]),
+        ({"objectives": ("latency_ms",)}, ["latencies are noisy: a fan"]),
+        ({"max_size_kb": 3.0}, []),
+        ({"objectives": ("accuracy", "size_kb")}, []),
+    ],
+)
+def test_noise_of_latencies_is_told_where_they_count(
+    photos: Path, tmp_path: Path, changes: dict[str, object], told: list[str]
+) -> None:
+    config = settings(photos, tmp_path / "out", **changes)
+    base = base_settings(config)
+    shared = SimpleNamespace(
+        plan=SimpleNamespace(first=None),
+        examples=SimpleNamespace(task="classification"),
+        table=SimpleNamespace(data_sha256=""),
+    )
+    outcomes = [Outcome(0, {"dropout": 0.1}, "complete", "photos")]
+    study = SimpleNamespace(outcomes=outcomes, best=lambda: outcomes, importance=dict)
+    shapes = SimpleNamespace(noise=["a fan"], devices="here")
+    result = search.summed_up(config, base, shared, study, None, "", None, shapes, rundir.RunDir(tmp_path))
+    assert list(result.notes) == told
+
+
+LIMITS = {"latency_ms": 3.0, "size_kb": 1000.0}
+
+
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        ({"latency_ms": 3.0, "size_kb": 999.0}, ""),
+        ({"latency_ms": 3.5, "size_kb": 999.0}, "the defaults exceed --max-latency-ms 3: 3.5 ms"),
+        (
+            {"latency_ms": 9.0, "size_kb": 2412.0},
+            "the defaults exceed --max-latency-ms 3 --max-size-kb 1000: 9 ms, 2412 kB",
+        ),
+        ({}, "the defaults have no int8 form"),
+    ],
+)
+def test_defaults_that_the_device_cannot_take_are_no_choice(figures: dict[str, float], told: str) -> None:
+    assert excluded(figures, LIMITS) == told
+
+
+def costing(number: int, latency_ms: float, size_kb: float, failed: str = "") -> Outcome:
+    figures = {"latency_ms": latency_ms, "size_kb": size_kb}
+    excess = {name: figures[name] / limit - 1 for name, limit in LIMITS.items()}
+    state = "failed" if failed else "infeasible"
+    return Outcome(number, {"width": str(number)}, state, "photos", figures, excess=excess, remark=failed)
+
+
+BOTH = "all of --max-latency-ms 3 --max-size-kb 1000"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "told"),
+    [
+        (
+            [costing(0, 9, 500), costing(1, 1, 5000)],
+            f"none of 2 trials keeps {BOTH}; the nearest, trial 0: 9 ms, 500 kB (width=0)",
+        ),
+        (
+            [costing(0, 1, 500, failed="training diverged"), costing(1, 4, 1200)],
+            f"{BOTH}: kept by 1 of 2 trials, but none could be trained (training diverged); the nearest of the others, "
+            "trial 1: 4 ms, 1200 kB (width=1)",
+        ),
+        (
+            [costing(0, 4, 1200), costing(1, 1, 5000, failed="training diverged")],  # keeps one of the two
+            f"none of 2 trials keeps {BOTH}; the nearest, trial 0: 4 ms, 1200 kB (width=0)",
+        ),
+        (
+            [costing(0, 1, 500, failed="training diverged"), costing(1, 1, 400, failed="no")],
+            "none of 2 trials could be completed: training diverged",
+        ),
+    ],
+)
+def test_which_limits_nothing_keeps_and_what_comes_nearest(outcomes: list[Outcome], told: str) -> None:
+    study = SimpleNamespace(outcomes=outcomes, best=list)
+    with pytest.raises(ConfigError) as error:
+        refuse_none(study, LIMITS)
+    assert str(error.value).startswith(told)
+
+
+def test_one_limit_is_told_alone() -> None:
+    study = SimpleNamespace(outcomes=[costing(0, 9, 500)], best=list)
+    with pytest.raises(ConfigError, match=r"^none of 1 trials keeps --max-latency-ms 3; the nearest, trial 0: 9 ms \("):
+        refuse_none(study, {"latency_ms": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("changes", "size_kb", "told"),
+    [
+        ({"max_size_kb": 1500.0}, 2412.0, "the defaults exceed --max-size-kb 1500: 2412 kB"),
+        ({"objectives": ("size_kb",)}, 1.0, ""),
+        ({"objectives": ("accuracy", "size_kb")}, 1.0, ""),
+        ({"max_size_kb": 1500.0}, 1.0, "points of top-1 from the defaults .*; the defaults do as well"),
+        ({"objectives": ("int8_accuracy",)}, 1.0, "points of top-1 of the Keras models from the defaults"),
+    ],
+)
+def test_the_defaults_are_advised_only_where_they_are_a_choice(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, object],
+    size_kb: float,
+    told: str,
+) -> None:
+    config = settings(photos, tmp_path / "out", repeats=2, **changes)
+    shared = SimpleNamespace(
+        base=None, plan=SimpleNamespace(first=None), examples=SimpleNamespace(task="classification")
+    )
+    shapes = SimpleNamespace(figures=lambda settings: {"size_kb": size_kb})
+    made = Repeats((1, 2), (0.5, 0.6), (0.6, 0.5), *gain_of((0.5, 0.6), (0.6, 0.5), 0.2))
+    monkeypatch.setattr(search, "repeated", lambda *_, **__: made)
+    best = Outcome(1, {}, "complete", "photos")
+    repeats, said = search.compared(config, None, shared, shapes, [best])
+    assert re.search(told, said) if told else said == ""
+    assert (repeats is made) == ("points of" in told)
 
 
 @pytest.mark.slow
@@ -293,6 +460,122 @@ def test_a_training_that_diverges_fails_its_trial_alone(photos: Path, tmp_path: 
     assert "diverged" in outcome.remark
 
 
+class Here:
+    """A pool that does its tasks in this process when their results are asked for."""
+
+    def __init__(self, shared: object, **_: object) -> None:
+        self._shared, self._tasks = shared, deque[tuple[object, ...]]()
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, *task: object) -> None:
+        self._tasks.append(task)
+
+    def finished(self) -> tuple[int, Outcome]:
+        tag, function, *arguments = self._tasks.popleft()
+        return tag, function(self._shared, *arguments)
+
+    @property
+    def running(self) -> int:
+        return len(self._tasks)
+
+
+def trained_as(
+    train: Callable[..., object], photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[rundir.RunDir, trials.Shared]:
+    """What trials share, whose trainings are `train`, in this process."""
+    recipe = dataclasses.replace(RECIPES["feature_extraction"], train=train)
+    monkeypatch.setitem(RECIPES, "feature_extraction", recipe)
+    monkeypatch.setattr(explore, "workers", Here)
+    config = settings(photos, out)
+    base = base_settings(config)
+    examples = SimpleNamespace(task="classification")
+    shared = trials.Shared(config.recipe, base, examples, planned(config, base), "", None, frozenset(), 0.2, out)
+    out.mkdir()
+    return rundir.RunDir(out), shared
+
+
+def good(*_: object) -> object:
+    """A training."""
+    return SimpleNamespace(validation=SimpleNamespace(primary=0.9)), None
+
+
+PASSING = [CacheError, DatasetError, DiskSpaceError, RunError, WeightsError]
+
+
+@pytest.mark.parametrize("error", PASSING)
+def test_what_may_be_gone_tomorrow_ends_the_search_and_fails_no_trial(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[EdgetlError]
+) -> None:
+    done: list[Path] = []
+
+    def train(shared: trials.Shared, settings: feature_extraction.Config, report: object) -> object:
+        done.append(settings.out)
+        settings.out.mkdir(exist_ok=True)
+        if len(done) == 2:
+            raise error("not now")
+        return good()
+
+    run, shared = trained_as(train, photos, tmp_path / "out", monkeypatch)
+    with pytest.raises(error, match="not now"):
+        explored(run, shared, None, count=4)
+    assert [path.name for path in (run.path / "trials").glob("*.json")] == ["0000.json"]
+    assert not done[0].exists() and done[1].exists()  # where a fine-tuning goes on
+    study = explored(run, shared, None, count=4)  # what the same command does
+    assert [each.state for each in study.outcomes] == ["complete"] * 4
+
+
+def test_a_trial_that_always_kills_its_process_fails_alone(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = []
+    for processes in (1, 2):
+        with monkeypatch.context() as patch:
+            run, shared = trained_as(good, photos, tmp_path / str(processes), patch)
+        shared = dataclasses.replace(shared, folder=run.path / "trials")
+        monkeypatch.setattr(trials, "run_trial", clusters.trial)
+        study = explored(run, shared, None, count=4, processes=processes)
+        found.append(study.outcomes)
+        assert [each.state for each in study.outcomes] == ["complete", "failed", "complete", "complete"]
+        assert study.outcomes[1].remark.startswith("its process died 4 times. The system may have ended it")
+        assert not list((run.path / "trials").glob("*/"))  # nor its checkpoint
+        monkeypatch.setattr(trials, "run_trial", clusters.killed)
+        assert explored(run, shared, None, count=4).outcomes == study.outcomes  # nothing is tried again
+    assert found[0] == found[1]
+    assert "trial 1 is given up" in caplog.text
+
+
+def test_a_trial_whose_process_died_is_told_at_the_end(found: Search, tmp_path: Path) -> None:
+    copy = copied(found, tmp_path)
+    died = next(each for each in reversed(found.outcomes) if each.number not in found.best)
+    failed = dataclasses.replace(died, state="failed", figures={}, remark=f"{explore.DIED}. For want of memory")
+    (copy / f"trials/{died.number:04d}.json").write_text(rundir.sealed(failed))
+    again = search.main(settings(Path(found.data), copy, method="tpe", repeats=2))
+    assert again.best == found.best
+    assert any(note.startswith(f"trial {died.number} failed, for its process died") for note in again.notes)
+
+
+@pytest.mark.parametrize("error", [*PASSING, ConfigError, BackboneError, ArtifactError])
+def test_a_network_that_cannot_be_measured_now_fails_no_trial(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[EdgetlError]
+) -> None:
+    def excess(settings: object) -> None:
+        raise error("no such network")
+
+    run, shared = trained_as(good, photos, tmp_path / "out", monkeypatch)
+    shapes = SimpleNamespace(unknown=lambda settings: True, excess=excess)
+    if error in PASSING:
+        with pytest.raises(error, match="no such network"):
+            explored(run, shared, shapes, count=1)
+        assert not list((run.path / "trials").glob("*.json"))
+    else:
+        assert explored(run, shared, shapes, count=1).outcomes[0].state == "failed"
+
+
 @pytest.mark.slow
 def test_settings_that_cannot_work_together_fail_their_trial_alone(photos: Path, tmp_path: Path) -> None:
     config = settings(
@@ -328,7 +611,7 @@ def test_limits_keep_large_networks_out_before_they_are_trained(photos: Path, tm
     assert all({"int8_accuracy", "latency_ms", "size_kb"} <= set(each.figures) for each in by_state["complete"])
     assert found.run == "" and found.best and found.device
     assert search.main(config) == found  # nothing is timed again, and the device is still named
-    with pytest.raises(ConfigError, match=r"--max-size-kb 5: none of 2 trials keeps it. The nearest is trial \d with"):
+    with pytest.raises(ConfigError, match=r"none of 2 trials keeps --max-size-kb 5; the nearest, trial \d: \d+ kB"):
         search.main(dataclasses.replace(config, out=tmp_path / "none", max_size_kb=5.0, trials=2))
 
 

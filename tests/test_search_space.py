@@ -75,6 +75,10 @@ def test_a_file_says_the_same(tmp_path: Path, suffix: str) -> None:
         ("rate=uniform(0,inf)", "low must be less than high"),
         ("rate=loguniform(0,1)", "low must be above 0 and less"),
         ("epochs=int(1,2.5)", "whole numbers are needed"),
+        ("rate=uniform(0,1e38)", r"rate=uniform\(0,1e38\): bounds must be within -1e\+30 and 1e\+30"),
+        ("rate=uniform(-1e308,1e308)", "bounds must be within"),
+        ("rate=loguniform(1e-9,1e31)", "bounds must be within"),
+        ("epochs=int(1,1e31)", "bounds must be within"),
         ("no-such-file.yaml", "no such file"),
     ],
 )
@@ -184,6 +188,24 @@ def test_a_knob_knows_which_values_it_can_have(
     assert not any(knob.holds(value) for value in outside)
 
 
-def test_a_grid_beyond_all_bounds_is_refused_before_it_is_made() -> None:
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["a=uniform(0,1,1000000)", "b=uniform(0,1,1000000)"],
+        ["a=int(1,1000000)", "b=logint(1,8,1000000)"],
+        ["a=int(1,1000000000000)"],
+    ],
+)
+def test_a_grid_beyond_all_bounds_is_refused_before_it_is_made(
+    texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def grid(knob: Knob) -> None:
+        pytest.fail(f"made the grid of {knob.name}")
+
+    monkeypatch.setattr(Knob, "grid", grid)
     with pytest.raises(ConfigError, match=r"a grid of 1,000,000,000,000 points; 100,000 are the most"):
-        space.grid_size(space.read(["a=uniform(0,1,1000000)", "b=uniform(0,1,1000000)"]))
+        space.grid_size(space.read(texts))
+
+
+def test_the_size_of_a_grid_counts_points_that_are_one_when_rounded_once() -> None:
+    assert space.grid_size(space.read(["a=logint(1,4,100)", "b=int(0,2)", "c=choice(x,y)"])) == 4 * 3 * 2

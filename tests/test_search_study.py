@@ -179,3 +179,13 @@ def test_what_the_knobs_matter(tmp_path: Path) -> None:
     assert next(iter(found)) in ("rate", "dropout")
     assert sum(found.values()) == pytest.approx(1)
     assert not run(plan_of(), tmp_path / "one.db", 1).importance()
+
+
+@pytest.mark.parametrize("method", ["random", "tpe"])
+def test_the_widest_ranges_can_be_drawn_from_and_explained(tmp_path: Path, method: Method) -> None:
+    knobs = space.read(["a=uniform(-1e30,1e30)", "b=int(0,1e30)", "c=loguniform(1e-30,1e30)"])
+    plan = Plan(knobs, method, ("accuracy",), 0, 1, EPOCHS, False, None)
+    study = Study(plan, (), tmp_path / "study.db")
+    for number in range(12):
+        study.tell(Outcome(number, study.ask(number), "complete", "photos", {"accuracy": number * 7 % 11 / 11}))
+    assert set(study.importance()) == {"a", "b", "c"}

@@ -19,7 +19,7 @@ class Outcome:
     """Value of each knob, as the study stores it."""
     state: State
     """pruned: stopped, for it was behind the others; infeasible: keeps not all limits, and was not trained; failed:
-    these settings can't be trained."""
+    these settings can't be trained, whenever it is tried."""
     splits_sha256: str
     """Hash of all photos, labels, groups and splits: trials of others can't be compared."""
     figures: dict[str, float] = field(default_factory=dict)

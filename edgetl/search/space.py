@@ -25,6 +25,8 @@ Value = str | int | float
 """Of a knob, as a study stores it; categories are text."""
 FORMS = "uniform(low,high), loguniform(low,high), int(low,high), logint(low,high) or choice(a,b,...)"
 MOST_POINTS = 100_000
+LARGEST = 1e30
+"""Of bounds: what Optuna computes of them must stay a float32."""
 _KNOB = re.compile(r"\s*([A-Za-z][\w-]*)\s*=\s*(.*?)\s*", re.DOTALL)
 _CALL = re.compile(r"([a-z]+)\s*\(\s*(.*?)\s*\)", re.DOTALL)
 _RANGES = {"uniform": (False, False), "loguniform": (False, True), "int": (True, False), "logint": (True, True)}
@@ -64,23 +66,31 @@ class Knob:
             return IntDistribution(int(self.low), int(self.high), log=self.log)
         return FloatDistribution(self.low, self.high, log=self.log)
 
-    def grid(self) -> tuple[Value, ...]:
-        """All points of a grid, from low to high.
+    def count(self) -> int:
+        """How many points a grid has at most; of `logint` some may be one when rounded.
 
         Raises:
             ConfigError: a range of real numbers, and nobody said how many points.
         """
+        if self.choices or self.points:
+            return len(self.choices) or self.points
+        if self.whole and not self.log:
+            return int(self.high) - int(self.low) + 1
+        form = next(name for name, kind in _RANGES.items() if kind == (self.whole, self.log))
+        raise ConfigError(
+            f"--space {self.name}: a grid needs to know how many points. For 5 of them write "
+            f"{form}({self.low:g},{self.high:g},5)"
+        )
+
+    def grid(self) -> tuple[Value, ...]:
+        """All points of a grid, from low to high.
+
+        Raises:
+            ConfigError: as `count`.
+        """
         if self.choices:
             return self.choices
-        count = self.points
-        if not count and self.whole and not self.log:
-            count = int(self.high) - int(self.low) + 1
-        if not count:
-            form = next(name for name, kind in _RANGES.items() if kind == (self.whole, self.log))
-            raise ConfigError(
-                f"--space {self.name}: a grid needs to know how many points. For 5 of them write "
-                f"{form}({self.low:g},{self.high:g},5)"
-            )
+        count = self.count()
         steps = [i / (count - 1) if count > 1 else 0.0 for i in range(count)]
         if self.log:
             found = [self.low * (self.high / self.low) ** step for step in steps]
@@ -221,6 +231,8 @@ def knob(name: str, form: str) -> Knob:
     if not (math.isfinite(low) and math.isfinite(high) and low < high) or (log and low <= 0) or points < 0:
         need = "above 0 and " if log else ""
         raise ConfigError(f"--space {name}={form}: low must be {need}less than high. Received: {low:g} and {high:g}")
+    if max(-low, high) > LARGEST:
+        raise ConfigError(f"--space {name}={form}: bounds must be within -{LARGEST:g} and {LARGEST:g}")
     if whole and (low % 1 or high % 1):
         raise ConfigError(f"--space {name}={form}: whole numbers are needed. Received: {low:g} and {high:g}")
     return Knob(name, low, high, whole, log, points)
@@ -285,7 +297,7 @@ def grid_size(knobs: Sequence[Knob]) -> int:
     Raises:
         ConfigError: a knob has no points, or there are too many.
     """
-    size = math.prod(each.points or len(each.grid()) for each in knobs)
+    size = math.prod(each.count() for each in knobs)  # a grid beyond all bounds can't even be made
     if size > MOST_POINTS:
         raise ConfigError(
             f"--space: a grid of {size:,} points; {MOST_POINTS:,} are the most. Use --method random or tpe"

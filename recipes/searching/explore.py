@@ -1,11 +1,12 @@
 """The loop over trials: which one is next, where it runs, and what is kept of it."""
 
 import dataclasses
+import shutil
 
 from edgetl.console import log, progress
 from edgetl.errors import EdgetlError, RunError
 from edgetl.outputs import Task
-from edgetl.parallel import Workers, workers
+from edgetl.parallel import RETRIES, TaskDiedError, Workers, workers
 from edgetl.rundir import RunDir, read_json, sealed
 from edgetl.scores import PRIMARY
 from edgetl.search.outcome import Outcome
@@ -14,10 +15,12 @@ from edgetl.search.study import Study
 from recipes.experiment import Experiment
 from recipes.searching import trials
 from recipes.searching.shapes import Shapes
-from recipes.searching.trials import RECIPES, Shared
+from recipes.searching.trials import RECIPES, UNFIT, Shared
 
 DATABASE = "study.db"
 TRIALS = "trials"
+DIED = f"its process died {RETRIES + 1} times"
+"""How the remark of a trial begins that failed for no reason of its settings, perhaps."""
 
 
 def explored(
@@ -35,6 +38,7 @@ def explored(
 
     Raises:
         RunError: those that are there are of other photos.
+        EdgetlError: what is not for settings to answer for, such as a full disk; the same call goes on.
     """
     (run.path / TRIALS).mkdir(exist_ok=True)
     done = stored(run, shared.splits_sha256)
@@ -68,6 +72,7 @@ class _Loop:
     ) -> None:
         self._run, self._shared, self._shapes, self._study, self._pool = run, shared, shapes, study, pool
         self._done, self._asked = done, len(study.outcomes)
+        self._sent: dict[int, Outcome] = {}
 
     def send(self, total: int) -> None:
         """Have all trials done that may be under way now."""
@@ -82,16 +87,23 @@ class _Loop:
         try:
             settings = applied(self._shared.base, params)
             RECIPES[self._shared.recipe].check(settings)  # each value can work; here all of them together
+        except UNFIT as error:
+            self._fail(number, params, error)
+            return
+        while self._shapes and self._pool.running and self._shapes.unknown(settings):
+            self._collect()  # a latency that is measured beside trainings is theirs as well
+        try:
             self._train(number, params, settings)
-        except EdgetlError as error:
-            remark = " ".join(str(error).split())
-            self._keep(Outcome(number, params, "failed", self._shared.splits_sha256, remark=remark))
+        except UNFIT as error:
+            self._fail(number, params, error)
+
+    def _fail(self, number: int, params: dict[str, Value], error: EdgetlError) -> None:
+        remark = " ".join(str(error).split())
+        self._keep(Outcome(number, params, "failed", self._shared.splits_sha256, remark=remark))
 
     def _train(self, number: int, params: dict[str, Value], settings: Experiment) -> None:
         """Have a trial trained, unless what becomes of it is known before."""
         study, shared = self._study, self._shared
-        while self._shapes and self._pool.running and self._shapes.unknown(settings):
-            self._collect()  # a latency that is measured beside trainings is theirs as well
         excess = self._shapes.excess(settings) if self._shapes else {}
         figures = self._shapes.figures(settings) if self._shapes else {}
         if any(share > 0 for share in excess.values()):
@@ -104,6 +116,7 @@ class _Loop:
                 dataclasses.replace(twin, number=number, seconds=0.0, rungs={}, remark=f"as trial {twin.number}")
             )
         else:
+            self._sent[number] = Outcome(number, params, "failed", shared.splits_sha256, figures, excess=excess)
             self._pool.submit(number, trials.run_trial, number, params, list(study.before(number)), figures, excess)
 
     def next(self) -> Outcome:
@@ -114,7 +127,12 @@ class _Loop:
         return self._done.pop(number)
 
     def _collect(self) -> None:
-        _, outcome = self._pool.finished()
+        try:
+            _, outcome = self._pool.finished()
+        except TaskDiedError as error:  # tried again and again it would end every resumption of the search as well
+            outcome = dataclasses.replace(self._sent[error.tag], remark=f"{DIED}. {error.why}")
+            log.warning("trial %d is given up: %s", error.tag, outcome.remark)
+            shutil.rmtree(self._shared.folder / f"{error.tag:04d}", ignore_errors=True)  # its checkpoint
         self._keep(outcome)
 
     def _keep(self, outcome: Outcome) -> None:

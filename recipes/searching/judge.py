@@ -20,6 +20,8 @@ from edgetl.search.study import Study
 from recipes.searching import trials
 from recipes.searching.trials import RecipeName, Shared
 
+UNITS = {"latency_ms": "ms", "size_kb": "kB"}
+
 
 @dataclass(frozen=True)
 class Repeats:
@@ -148,6 +150,25 @@ def in_words(repeats: Repeats, primary: str) -> str:
     return f"{told}: {'worse' if repeats.high < 0 else 'within the noise'}; the defaults do as well"
 
 
+def excluded(figures: dict[str, float], limits: dict[str, float]) -> str:
+    """Why the defaults are no choice, in one line; empty where they keep the limits.
+
+    Args:
+        figures: of the defaults' network; empty where it has no int8 form.
+        limits: largest value of figures, by name.
+    """
+    if not figures:
+        return "the defaults have no int8 form"
+    beyond = {name: limit for name, limit in limits.items() if figures[name] > limit}
+    exceeded = ", ".join(f"{figures[name]:.4g} {UNITS[name]}" for name in beyond)
+    return f"the defaults exceed {options(beyond)}: {exceeded}" if beyond else ""
+
+
+def options(limits: dict[str, float]) -> str:
+    """Limits as a command line says them."""
+    return " ".join(f"--max-{name.replace('_', '-')} {limit:g}" for name, limit in limits.items())
+
+
 def refuse_none(study: Study, limits: dict[str, float]) -> None:
     """Make sure that a trial came through.
 
@@ -156,22 +177,29 @@ def refuse_none(study: Study, limits: dict[str, float]) -> None:
         limits: largest value of figures, by name.
 
     Raises:
-        ConfigError: none keeps the limits, and which comes nearest; or none could be trained.
+        ConfigError: none that could be trained keeps all limits, and which comes nearest; or none could be trained.
     """
     if study.best():
         return
+    count = len(study.outcomes)
+    failed = [each for each in study.outcomes if each.state == "failed"]
     beyond = [each for each in study.outcomes if each.state == "infeasible" and each.figures]
-    if beyond:
-        nearest = min(beyond, key=lambda each: max(each.excess.values()))
-        name = max(nearest.excess, key=lambda each: nearest.excess[each])
-        params = " ".join(f"{key}={value}" for key, value in nearest.params.items())
-        raise ConfigError(
-            f"--max-{name.replace('_', '-')} {limits[name]:g}: none of {len(study.outcomes)} trials keeps it. The "
-            f"nearest is trial {nearest.number} with {nearest.figures[name]:.4g} ({params}). With another --out, raise "
-            "the limit or offer smaller networks: --space backbone=choice(...) image_size=choice(...)"
-        )
-    failed = next((each.remark for each in study.outcomes if each.remark), "")
-    raise ConfigError(f"none of {len(study.outcomes)} trials could be completed: {failed}")
+    if not beyond:
+        remark = next((each.remark for each in [*failed, *study.outcomes] if each.remark), "")
+        raise ConfigError(f"none of {count} trials could be completed: {remark}")
+    wanted = f"all of {options(limits)}" if len(limits) > 1 else options(limits)
+    kept = [each for each in failed if each.excess and each.feasible]
+    said = f"none of {count} trials keeps {wanted}"
+    if kept:
+        said = f"{wanted}: kept by {len(kept)} of {count} trials, but none could be trained ({kept[0].remark})"
+    nearest = min(beyond, key=lambda each: max(each.excess.values()))
+    figures = ", ".join(f"{nearest.figures[name]:.4g} {UNITS[name]}" for name in limits)
+    params = " ".join(f"{key}={value}" for key, value in nearest.params.items())
+    raise ConfigError(
+        f"{said}; the nearest{' of the others' if kept else ''}, trial {nearest.number}: {figures} ({params}). With "
+        "another --out, raise what it exceeds, or offer smaller networks: --space backbone=choice(...) "
+        "image_size=choice(...)"
+    )
 
 
 def table_csv(outcomes: Sequence[Outcome]) -> str:

@@ -134,6 +134,12 @@ def planned(config: "Config", base: Any) -> Plan:
         barred=OF_ALL | recipe.barred,
         why="it says what is learned, of which photos, or where things lie",
     )
+    names = {knob.name for knob in knobs}
+    if names and names <= recipe.of_mlp and base.head == "linear":
+        raise ConfigError(
+            f"--space {' '.join(sorted(names))}: all trials would be the same, for a linear head has none of that. It "
+            "works with head=mlp: add --fixed head=mlp"
+        )
     first = None if config.method == "grid" else first_of(base, knobs)
     epochs = max([int(end) for knob in knobs if knob.name == "epochs" for end in knob.ends()] or [base.epochs])
     plan = Plan(tuple(knobs), config.method, config.objectives, config.seed, config.ahead, epochs, config.prune, first)

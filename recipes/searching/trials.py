@@ -16,7 +16,7 @@ import numpy as np
 
 from edgetl import data, features, rundir
 from edgetl.console import progress, quiet_tensorflow
-from edgetl.errors import ArtifactError, ConfigError, EdgetlError
+from edgetl.errors import ArtifactError, BackboneError, ConfigError
 from edgetl.metrics import primary, score
 from edgetl.search.outcome import Outcome, State
 from edgetl.search.space import Value, applied
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 RecipeName = Literal["feature_extraction", "fine_tune"]
 CALIBRATION_PHOTOS = 200
 """As many as `export.convert` takes."""
+
+UNFIT = (ConfigError, BackboneError, ArtifactError)
+"""What settings themselves cause, on any machine at any time: it fails their trial. All other errors may be gone
+tomorrow and end the search, which the same command goes on with: trials to come must not learn from them."""
 
 
 class Hopeless(Exception):  # noqa: N818 (no error: it ends a training that is behind the others)
@@ -82,6 +86,8 @@ class Recipe:
     """Settings that decide on size and latency of the model."""
     barred: frozenset[str]
     """Settings of its own that can't be searched, besides those of every recipe."""
+    of_mlp: frozenset[str] = frozenset()
+    """Settings that do nothing where `head` is linear."""
 
 
 def run_trial(
@@ -101,6 +107,9 @@ def run_trial(
         before: outcomes by which it is judged.
         figures: what is known of it before.
         excess: by which share it exceeds limits: by none.
+
+    Raises:
+        EdgetlError: what is not for these settings to answer for: a file that is gone, a full disk.
     """
     started = time.perf_counter()
     judge = Judge(shared.plan, number, params, before)
@@ -120,7 +129,7 @@ def run_trial(
     except Hopeless:
         state, remark = "pruned", f"behind the others after epoch {len(judge.curve)}"
         found["accuracy"] = judge.curve[-1]
-    except EdgetlError as error:
+    except UNFIT as error:
         state, remark = "failed", " ".join(str(error).split())
     kind: State = state  # type: ignore[assignment]
     seconds, curve = time.perf_counter() - started, tuple(judge.curve)
@@ -145,7 +154,7 @@ def run_repeat(shared: Shared, name: str, params: dict[str, Value], seed: int) -
 
 
 def trained(shared: Shared, params: dict[str, Value], name: str, report: Report) -> tuple[Finished, data.Splits]:
-    """Train in a folder that is gone afterwards; where the process is killed it stays, and training goes on there."""
+    """Train in a folder that is gone afterwards; where something interrupts it the folder stays, to go on in."""
     quiet_tensorflow()
     import keras
 
@@ -154,7 +163,7 @@ def trained(shared: Shared, params: dict[str, Value], name: str, report: Report)
     settings = applied(dataclasses.replace(shared.base, out=folder), params)
     try:
         done = RECIPES[shared.recipe].train(shared, settings, report)
-    except (Hopeless, EdgetlError):
+    except (Hopeless, *UNFIT):
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
@@ -263,6 +272,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         ),
         shape=("head", "hidden_units"),
         barred=frozenset({"calibrate_scores"}),
+        of_mlp=frozenset({"hidden_units", "dropout", "learning_rate", "weight_decay", "epochs", "batch_size"}),
     ),
     "fine_tune": Recipe(
         config=fine_tune.Config,
