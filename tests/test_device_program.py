@@ -1,7 +1,6 @@
 """The device program as it ships: one file, in a process of its own, without the packages it was made with."""
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import tell
 from tiny_tflite import with_json
 
 from edgetl.config import from_json
@@ -69,15 +69,6 @@ def refused(folder: Path, *words: str, blocked: tuple[str, ...] = BLOCKED) -> st
     (line,) = done.stderr.splitlines()
     assert line.startswith("edgetl-device.pyz: ")
     return line
-
-
-def tell(folder: Path, **changes: object) -> None:
-    """Say something else in bundle.json, which then vouches for the files as they are: an attacker would."""
-    about = json.loads((folder / "bundle.json").read_bytes()) | changes
-    del about["seal"]
-    for name in about["files"]:
-        about["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    (folder / "bundle.json").write_text(json.dumps(about))
 
 
 def test_info(shipped: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_artifacts
+from bundles import tell
 from tiny_runs import NAMES, tiny_run
 
 from edgetl import metrics
@@ -155,9 +156,11 @@ def test_check_fails_on_what_is_further_off_than_allowed(task: Task, made: bundl
     unit = made.bundle.outputs.deviations[-1] if task == "regression" else 1
     expected["photos"][0]["scores"][-1] += 0.9 * bounds.same_pixels * unit
     path.write_text(json.dumps(expected))
+    tell(own)
     assert call(own, "check").returncode == 0
     expected["photos"][0]["scores"][-1] += 0.2 * bounds.same_pixels * unit
     path.write_text(json.dumps(expected))
+    tell(own)
     done = call(own, "check")
     assert done.returncode == 1 and "FAILED" in done.stdout
 
