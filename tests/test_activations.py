@@ -252,6 +252,7 @@ t.run(Path({photos!r}), lambda: forward, workers=1)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_pass_goes_on(photos: Path) -> None:
     code = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"), photos=str(photos))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)

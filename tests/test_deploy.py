@@ -499,6 +499,7 @@ def on_phone(run: Path, tool: Path, **changes: object) -> Config:
     return Config(run, adb=True, benchmark_model=tool, **changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_android_figures_come_home_and_nothing_stays(
     there: Path, phone: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -260,6 +260,7 @@ def remake(run: RunDir, scheme: str, source: str) -> None:
     (run.export_path / f"{scheme}.json").write_text(to_json(changed))
 
 
+@pytest.mark.slow
 def test_an_artifact_that_was_made_again_needs_new_figures(run_copy: RunDir) -> None:
     remake(run_copy, "float16", "dynamic_int8")
     scores = read_json(EvaluationReport, run_copy.export_path / EVALUATION)

@@ -345,7 +345,14 @@ def test_fit_does_not_end_with_the_average_in_place_of_the_weights() -> None:
         np.testing.assert_array_equal(plain, with_average)
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "float32",
+        pytest.param("mixed_bfloat16", marks=pytest.mark.slow),
+        pytest.param("mixed_float16", marks=pytest.mark.slow),
+    ],
+)
 def test_fit_uses_each_variables_rate_in_any_precision(policy: str) -> None:
     model = tiny_model(dtype=policy)
     before = model.get_weights()
@@ -376,7 +383,7 @@ def test_fit_uses_each_variables_rate_in_any_precision(policy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ("adamw", "sgd") else pytest.mark.slow) for name in OPTIMIZERS]
+    "name", [pytest.param(name, marks=() if name == "adamw" else pytest.mark.slow) for name in OPTIMIZERS]
 )
 def test_training_goes_on_bit_equal_from_saved_state(name: str) -> None:
     settings = OptimizerSettings(name, 0.01, weight_decay=0.1, clip_norm=0.5, ema_momentum=0.9, l2_sp=0.1)

@@ -43,6 +43,7 @@ def test_every_task_is_done_once(place: dict[str, object]) -> None:
         assert not pool.running
 
 
+@everywhere
 def test_tasks_run_in_two_other_processes(place: dict[str, object]) -> None:
     with workers(None, **place) as pool:
         found = {process for _, process in pool.map(clusters.process, [()] * 8)}
@@ -50,6 +51,7 @@ def test_tasks_run_in_two_other_processes(place: dict[str, object]) -> None:
     assert os.getpid() not in found
 
 
+@everywhere
 def test_a_task_has_the_threads_that_it_was_given(place: dict[str, object]) -> None:
     with workers(None, **place) as pool:
         (found,) = [limits for _, limits in pool.map(clusters.limits, [()])]
@@ -158,7 +160,7 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 
 
 def test_what_listens_but_is_no_cluster_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "ANSWER_SECONDS", 5)
+    monkeypatch.setattr(parallel, "ANSWER_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as dashboard:  # accepts, and never says a word
         port = dashboard.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"--ray 127.0.0.1:{port}: something listens there, but no .*dashboard"):

@@ -216,6 +216,7 @@ def test_dead_layer_gives_an_artifact_that_runs() -> None:
     assert np.abs(received - model.predict(images, verbose=0)).max() < 2 / 256
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     model, settings = tiny_model(), SETTINGS
     whole = train(model, RandomPhotos(12), settings)

@@ -144,6 +144,7 @@ def test_weights_from_a_file_are_used_and_told_apart(photo_folder: Path, tmp_pat
     assert not same_weights(run, other)
 
 
+@pytest.mark.slow
 def test_a_second_run_takes_its_features_from_the_cache(
     photo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

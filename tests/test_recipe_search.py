@@ -507,7 +507,7 @@ def good(*_: object) -> object:
 PASSING = [CacheError, DatasetError, DiskSpaceError, RunError, WeightsError]
 
 
-@pytest.mark.parametrize("error", PASSING)
+@pytest.mark.parametrize("error", [CacheError, *(pytest.param(each, marks=pytest.mark.slow) for each in PASSING[1:])])
 def test_what_may_be_gone_tomorrow_ends_the_search_and_fails_no_trial(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[EdgetlError]
 ) -> None:
@@ -529,6 +529,7 @@ def test_what_may_be_gone_tomorrow_ends_the_search_and_fails_no_trial(
     assert [each.state for each in study.outcomes] == ["complete"] * 4
 
 
+@pytest.mark.slow
 def test_a_trial_that_always_kills_its_process_fails_alone(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -57,7 +57,9 @@ def run(plan: Plan, database: Path, count: int, before: Sequence[Outcome] = (), 
     return study
 
 
-@pytest.mark.parametrize("method", ["grid", "random", "tpe", "hyperband"])
+@pytest.mark.parametrize(
+    "method", ["tpe", *(pytest.param(name, marks=pytest.mark.slow) for name in ("grid", "random", "hyperband"))]
+)
 def test_a_study_does_not_depend_on_how_many_run_at_once_or_on_being_killed(tmp_path: Path, method: Method) -> None:
     plan = plan_of(method)
     count = plan.most or 24
