@@ -39,7 +39,7 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not clients and not browser" --ignore tests/reliability
 
 test-reliability: $(READY)  ## kill -9, full disks, hostile files, leaks: half an hour, counts at the end
-	$(BIN)/python -m pytest tests/reliability -m "not clients" -n auto --dist loadfile
+	$(BIN)/python -m pytest tests/reliability -m "not clients" -n auto --dist loadfile --no-loadscope-reorder
 
 test-clients-slow: $(READY) $(CLIENTS)/.installed  ## every family on tflite-micro and Vela
 	$(CLIENTS)/bin/python -m pytest -m "(clients or browser) and slow"
