@@ -14,7 +14,7 @@ from .errors import ConfigError  # by its place: export.bundle packs this file f
 
 ResizeRule = Literal["stretch", "crop", "pad"]
 LARGEST_SIDE = 4096
-"""Pixels: TensorFlow ends the process when it can't count them."""
+"""Pixels: activations take gigabytes from there on, and TensorFlow ends the process when it can't count them."""
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import keras
     from numpy.typing import NDArray
 
-"""Of a photo as the model sees it, pixels: activations take gigabytes from there on."""
-
 
 @dataclass(frozen=True)
 class Experiment:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from edgetl.console import Bar, progress
 from edgetl.data import Example, Examples, Pixels, Unreadable, default_workers, read_image
-from edgetl.data.images import FORMATS, Source, read_file
+from edgetl.data.images import opened, read_file
 from edgetl.errors import UnreadableImageError
 from edgetl.features import SHARD_ROWS, photos_key
 from edgetl.inputs import ImageInput
@@ -175,9 +175,7 @@ def look(data: bytes) -> NDArray[np.void]:
     """
     pixels = read_image(data, ImageInput(SIDE, SIDE))
     row = np.zeros((), LOOK)
-    source = Source(data, _MOST_READS)
-    with Image.open(source, formats=FORMATS) as image:  # the header alone
-        source.in_head = False
+    with opened(data, _MOST_READS) as image:
         row["width"], row["height"] = image.size
         row["format"], row["mode"] = image.format, image.mode
         row["frames"] = _frames(image)

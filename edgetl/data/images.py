@@ -92,15 +92,15 @@ _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 
 
-class Source(io.BytesIO):
+class _Source(io.BytesIO):
     """The bytes of a photo, which Pillow may ask for only so often: a few bytes can cost it a loop in Python.
 
     Of the EXIF of a JPEG it sees the first segment alone, which holds the orientation: with each further one it copies
     all that it has.
     """
 
-    def __init__(self, data: bytes, most_reads: int = MAX_READS) -> None:
-        """Begin before the head; `most_reads` is for who reads further than the first picture."""
+    def __init__(self, data: bytes, most_reads: int) -> None:
+        """Begin before the head."""
         super().__init__(data)
         self.in_head = True
         self._most, self._left, self._exif = most_reads, most_reads, False
@@ -123,6 +123,23 @@ class Source(io.BytesIO):
         if self.in_head and data.startswith(_EXIF):
             data, self._exif = bytes(len(data)) if self._exif else data, True
         return data
+
+
+def opened(data: bytes, most_reads: int = MAX_READS) -> Image.Image:
+    """Open a photo with Pillow, which reads the header alone.
+
+    Args:
+        data: the bytes of the file.
+        most_reads: how often Pillow may ask for some; more are for who reads further than the first picture.
+
+    Raises:
+        UnreadableImageError: too many pieces, no picture, or nothing but fill; later reads may raise it as well.
+        Exception: what Pillow raises of other damage.
+    """
+    source = _Source(data, most_reads)
+    image = Image.open(source, formats=FORMATS)
+    source.in_head = False
+    return image
 
 
 def read_image(source: Path | bytes, spec: ImageInput) -> Pixels:
@@ -167,9 +184,7 @@ def read_file(path: Path) -> bytes:
 def _decode(data: bytes, spec: ImageInput) -> Pixels:
     if not data:
         raise UnreadableImageError("empty file (0 bytes)")
-    source = Source(data)
-    with _pillow_errors(), Image.open(source, formats=FORMATS) as image:
-        source.in_head = False
+    with _pillow_errors(), opened(data) as image:
         _check_size(image, data)
         small = _alone(image, spec) if _takes_much(image) else _fitted(image, spec)
     if small.size != (spec.width, spec.height):

@@ -14,6 +14,7 @@ from edgetl.search.space import Value, applied
 from edgetl.search.study import Study
 from recipes.experiment import Experiment
 from recipes.searching import trials
+from recipes.searching.judge import UNITS
 from recipes.searching.shapes import Shapes
 from recipes.searching.trials import RECIPES, UNFIT, Shared
 
@@ -174,9 +175,7 @@ def line_of(outcome: Outcome, task: Task) -> str:
 
 def title_of(name: str, task: Task) -> str:
     """What a figure is called in tables: the task's own name, and its unit."""
-    return {"accuracy": f"{PRIMARY[task]} %", "int8_accuracy": f"int8 {PRIMARY[task]} %", "latency_ms": "ms"}.get(
-        name, "kB"
-    )
+    return {"accuracy": f"{PRIMARY[task]} %", "int8_accuracy": f"int8 {PRIMARY[task]} %", **UNITS}[name]
 
 
 def figure_of(name: str, value: float) -> str:

@@ -21,6 +21,7 @@ from recipes.searching import trials
 from recipes.searching.trials import RecipeName, Shared
 
 UNITS = {"latency_ms": "ms", "size_kb": "kB"}
+"""Of figures that are no shares."""
 
 
 @dataclass(frozen=True)

@@ -466,7 +466,7 @@ def test_a_run_that_a_stranger_hashed_rightly(
         shutil.copytree(strangers, copied := strangers.with_name(name))
         argv = ["--quiet", str(copied), *map(str, arguments)]
         assert command(module.main, module.Config, prog="it", show=module.show, argv=argv) == 0, name
-    record_property("commands on runs of strangers, all refused", len(refusing))
+    record_property(f"commands that refuse a run with {case}", len(refusing))
 
 
 @pytest.mark.parametrize("url", ["ftp://data.invalid/x/", "ftp://127.0.0.1:9/x.csv", "file:///etc"])
